@@ -1,4 +1,74 @@
-"What the documentation needs from us: a processor for nbdev, and `README.md` written from `nbs/index.ipynb` without Quarto."
+"""What the documentation needs from us: a processor for nbdev's pages, and `README.md` from `nbs/index.ipynb` without Quarto.
+
+Run `python -m fastmix._docs` after changing `nbs/index.ipynb`."""
+import base64,json,re
+from pathlib import Path
+
 def drop_timing(cell):
     "An nbdev `doc_procs` processor: timings in a cell's metadata make its API heading vanish from \"On this page\""
     cell.get('metadata', {}).pop('execution', None)
+
+def _text(o): return o if isinstance(o, str) else ''.join(o)
+
+def _split(source):
+    "The `#|` directives at the head of a cell, and the rest"
+    lines,n = source.splitlines(),0
+    while n<len(lines) and lines[n].startswith('#|'): n += 1
+    return {l[2:].strip() for l in lines[:n]}, '\n'.join(lines[n:]).strip('\n')
+
+def _link(url, site):
+    "A link that holds beside `nbs/index.ipynb`, as one that holds in `README.md`"
+    if re.match(r'\w+:|#|/', url): return url
+    page,_,part = url.partition('#')
+    if page.endswith('.ipynb'):
+        page = re.sub(r'(^|/)\d+[a-zA-Z0-9]*_([^/]*)$', r'\1\2', page.lower())[:-len('.ipynb')]+'.html'
+        return f"{site}/{page}{'#'+part if part else ''}"
+    return url[3:] if url.startswith('../') else 'nbs/'+url
+
+def _markdown(source, site):
+    "Markdown with its links turned, code blocks left alone"
+    parts = re.split(r'(^```.*?^```[ ]*$)', source, flags=re.M|re.S)
+    return ''.join(p if i%2 else re.sub(r'(\]\()([^)\s]+)', lambda m: m[1]+_link(m[2], site), p) for i,p in enumerate(parts))
+
+def _outputs(cell, files):
+    "A code cell's outputs as markdown; pictures are added to `files`, a name → bytes dict"
+    for i,o in enumerate(cell.get('outputs', [])):
+        data = o.get('data', {})
+        if 'image/png' in data:
+            name = f"index_files/{cell['id']}-{i}.png"
+            files[name] = base64.b64decode(_text(data['image/png']))
+            yield f'![]({name})'
+        elif 'text/markdown' in data: yield _text(data['text/markdown']).strip('\n')
+        else:
+            text = _text(o.get('text') or data.get('text/plain', '')).rstrip()
+            if text: yield '\n'.join('    '+l if l else l for l in text.splitlines())
+
+def readme(
+    nb,   # The notebook, as the dictionary that its JSON holds
+    site  # Address of the documentation, for links to other notebooks
+): # The text of `README.md`, and its pictures as a dict of name → bytes
+    "`README.md` from the notebook that is the documentation's home page"
+    res,files = [],{}
+    for cell in nb['cells']:
+        dirs,src = _split(_text(cell['source']))
+        if dirs & {'hide', 'include: false'} or cell['cell_type']=='raw' or not src: continue
+        if cell['cell_type']=='markdown': res.append(_markdown(src, site))
+        else:
+            if 'echo: false' not in dirs: res.append(f'```python\n{src}\n```')
+            if 'output: false' not in dirs: res.extend(_outputs(cell, files))
+    note = '<!-- Written from nbs/index.ipynb by `python -m fastmix._docs`: edit the notebook -->'
+    return '\n\n'.join([res[0], note, *res[1:]])+'\n', files
+
+def write_readme(root='.'):
+    "Write `README.md` and its pictures under `root`, the repository"
+    from nbdev.config import get_config
+    root = Path(root).resolve()
+    nb = json.loads((root/'nbs/index.ipynb').read_text(encoding='utf-8'))
+    text,files = readme(nb, get_config(root).doc_url)
+    (root/'README.md').write_text(text, encoding='utf-8')
+    for old in root.glob('index_files/*.png'): old.unlink()
+    for name,data in files.items():
+        (root/name).parent.mkdir(exist_ok=True)
+        (root/name).write_bytes(data)
+
+if __name__=='__main__': write_readme()
