@@ -31,13 +31,14 @@ def _markdown(source, site):
     return ''.join(p if i%2 else re.sub(r'(\]\()([^)\s]+)', lambda m: m[1]+_link(m[2], site), p) for i,p in enumerate(parts))
 
 def _outputs(cell, files):
-    "A code cell's outputs as markdown; pictures are added to `files`, a name → bytes dict"
+    "A code cell's outputs as markdown, with the tables of HTML ones; pictures are added to `files`, a name → bytes dict"
     for i,o in enumerate(cell.get('outputs', [])):
         data = o.get('data', {})
         if 'image/png' in data:
             name = f"index_files/{cell['id']}-{i}.png"
             files[name] = base64.b64decode(_text(data['image/png']))
             yield f'![]({name})'
+        elif 'text/html' in data: yield from re.findall(r'<table\b.*?</table>', _text(data['text/html']), flags=re.S)
         elif 'text/markdown' in data: yield _text(data['text/markdown']).strip('\n')
         else:
             text = _text(o.get('text') or data.get('text/plain', '')).rstrip()

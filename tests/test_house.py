@@ -125,6 +125,15 @@ def test_exported_cells(m):
         if not only_imports(c):
             assert any(o and o['cell_type']=='markdown' for o in (before, after)), f'{where}: no prose beside it'
 
+@one_module
+def test_imports_apart(m):
+    "The documentation runs each cell with an import in it, so an import stands in a cell of its own or in an exported one"
+    for c in load(exported[m])['cells']:
+        if c['cell_type']!='code' or exports(c) or directives(c).get('eval')=='false': continue
+        code = '\n'.join('' if l.lstrip()[:1] in ('%','!') else l for l in text(c['source']).splitlines())
+        has = any(isinstance(o, (ast.Import, ast.ImportFrom)) for o in ast.walk(ast.parse(code)))
+        assert not has or only_imports(c), f"{name(exported[m])}, cell {c['id']}: an import beside other code"
+
 # --- public names
 
 public = """
@@ -185,13 +194,15 @@ def test_readme_from_notebook():
     nb = dict(cells=[
         cell('# title\n\n> summary', 'markdown'), cell('#| hide\nsecret()'), cell('#| echo: false\nplot()', outputs=[png]),
         cell(['1+1\n', '2+2'], outputs=[dict(output_type='execute_result', data={'text/plain': ['4']}),
-                                        dict(output_type='stream', name='stdout', text='a\n\nb\n')]),
+                                        dict(output_type='stream', name='stdout', text='a\n\nb\n'),
+                                        dict(output_type='display_data', data={'text/html': '<style>s</style>', 'text/plain': '<HTML>'}),
+                                        dict(output_type='display_data', data={'text/html': ['<div><table>', '1</table></div>'], 'text/plain': '<HTML>'})]),
         cell('see [draw](00_draw.ipynb#plan), [t](tutorials/01_why.ipynb), [w](https://a.b/c.ipynb), ![p](images/p.png), [c](../CHANGELOG.md)\n\n'
              '```\n[x](y.ipynb)\n```', 'markdown')])
     md,files = readme(nb, 'https://s/d')
     assert files=={'index_files/c0-0.png': bytes([0,1,2])}
     assert 'secret' not in md and 'plot()' not in md and 'Figure' not in md
     assert md.startswith('# title\n\n> summary\n\n<!-- ')
-    assert '![](index_files/c0-0.png)\n\n```python\n1+1\n2+2\n```\n\n    4\n\n    a\n\n    b\n\n' in md
+    assert '![](index_files/c0-0.png)\n\n```python\n1+1\n2+2\n```\n\n    4\n\n    a\n\n    b\n\n<table>1</table>\n\n' in md
     for o in ('[draw](https://s/d/draw.html#plan)', '[t](https://s/d/tutorials/why.html)', '[w](https://a.b/c.ipynb)',
               '![p](nbs/images/p.png)', '[c](CHANGELOG.md)', '[x](y.ipynb)'): assert o in md
