@@ -72,17 +72,17 @@ def _paste(out, x, plan):
     for s,xp in _meet(plan, x[box]): out[s][box] = xp
     return out
 
-# %% ../nbs/01_blend.ipynb #030b86e9
+# %% ../nbs/01_blend.ipynb #f5c1e156
 def box_mask(
     box:np.ndarray, # (n,d,2) start and stop, from a plan
     x:Tensor, # (n,c,...) with d spatial dimensions
 )->Tensor: # bool, (n,1,...)
     "True inside each sample's box"
-    box,d,inside = to_device(box, x),box.shape[1],None
+    d,inside = box.shape[1],None
     for i,size in enumerate(x.shape[-d:]):
-        r = torch.arange(size, device=x.device)
+        r = np.arange(size)
         m = (r >= box[:,i,:1]) & (r < box[:,i,1:])
-        m = m.view(len(m), 1, *[1]*i, size, *[1]*(d-1-i))
+        m = to_device(m, x).view(len(m), 1, *[1]*i, size, *[1]*(d-1-i))
         inside = m if inside is None else inside & m
     return inside
 

@@ -8,7 +8,8 @@ Docs: https://fastmix.github.io/fastmix/draw.html.md"""
 __all__ = ['MODES', 'make_rng', 'Plan', 'to_device', 'column', 'n_units', 'spread', 'draw_shift', 'draw_lam', 'draw_box',
            'draw_box_minmax', 'box_area', 'draw_mixup', 'draw_cutmix', 'draw_cutmixup']
 
-# %% ../nbs/00_draw.ipynb #cbd399e8
+# %% ../nbs/00_draw.ipynb #4ff3f86a
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,17 +109,19 @@ def draw_lam(
     if fold: lam = np.maximum(lam, 1-lam)
     return lam if strength==1 else 1 - strength*(1-lam)
 
-# %% ../nbs/00_draw.ipynb #7cda8ef6
+# %% ../nbs/00_draw.ipynb #23dc2d4b
 def draw_box(
     rng:np.random.Generator, # Source of randomness
     lam:np.ndarray, # (k,) share of the picture to be left untouched
     size:tuple, # Spatial size, (H,W) or of any other number of dimensions
 )->np.ndarray: # (k,d,2) whole numbers, start and stop
     "CutMix's boxes: uniform centre, relative volume `1-lam`, clipped at the border"
-    size = np.array(size)
-    cut = (size * (1-lam[:,None])**(1/len(size))).astype(int)
-    centre = rng.integers(0, size, (len(lam),len(size)))
-    return np.stack([np.maximum(centre - cut//2, 0), np.minimum(centre + (cut+1)//2, size)], -1)
+    cut = ((1-lam[:,None])**(1/len(size)) * size).astype(np.int64)
+    start = (rng.random(cut.shape) * size).astype(np.int64) - cut//2
+    box = np.empty((*cut.shape, 2), np.int64)
+    np.maximum(start, 0, out=box[...,0])
+    np.minimum(start+cut, size, out=box[...,1])
+    return box
 
 def draw_box_minmax(
     rng:np.random.Generator, # Source of randomness
@@ -139,7 +142,7 @@ def box_area(
     size:tuple, # Spatial size
 )->np.ndarray: # (k,) in [0,1]
     "Share of the picture that each box covers"
-    return (box[...,1]-box[...,0]).prod(-1) / np.prod(size)
+    return (box[...,1]-box[...,0]).prod(-1) / math.prod(size)
 
 # %% ../nbs/00_draw.ipynb #5a35d055
 def _chance(rng, k, prob): return np.full(k, prob>=1) if prob>=1 or prob<=0 else rng.random(k) < prob

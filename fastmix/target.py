@@ -21,7 +21,7 @@ def target_kind(
     if y.is_floating_point() or y.dtype==torch.bool: return 'number'
     return 'category' if y.ndim==1 or y[0].numel()==1 else 'map'
 
-# %% ../nbs/02_target.ipynb #4843b7c1
+# %% ../nbs/02_target.ipynb #a1f91fb2
 def one_hot(
     y:Tensor, # (n,) whole numbers
     n_classes:int, # Number of columns
@@ -41,7 +41,7 @@ def mix_one_hot(
 )->Tensor: # (n, n_classes) float32
     "Mixed one-hot rows, `lam` for the own label and `1-lam` for the partner's"
     t = one_hot(y, n_classes, label_smoothing)
-    return mix_number(t, plan)
+    return torch.lerp(t, plan.take(t), column(1-plan.lam, t))
 
 # %% ../nbs/02_target.ipynb #ae69c695
 def mix_number(
