@@ -8,9 +8,10 @@ Docs: https://fastmix.github.io/fastmix/draw.html.md"""
 __all__ = ['MODES', 'make_rng', 'Plan', 'to_device', 'column', 'n_units', 'spread', 'draw_shift', 'draw_lam', 'draw_box',
            'draw_box_minmax', 'box_area', 'draw_mixup', 'draw_cutmix', 'draw_cutmixup']
 
-# %% ../nbs/00_draw.ipynb #4ff3f86a
+# %% ../nbs/00_draw.ipynb #0a5024fd
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ def make_rng(
     if seed is None: seed = int(torch.empty((), dtype=torch.int64).random_())
     return np.random.default_rng([seed, *stream])
 
-# %% ../nbs/00_draw.ipynb #e833b982
+# %% ../nbs/00_draw.ipynb #433369e8
 @dataclass
 class Plan:
     "What to do with one batch of `n` samples"
@@ -42,7 +43,7 @@ class Plan:
         i = np.arange(self.n)
         return self.n-1-i if self.shift is None else (i+self.shift) % self.n
 
-    @property
+    @cached_property
     def mixes(self)->bool:
         "Is anything mixed at all?"
         return bool(self.weight.min() < 1) or (self.box is not None and bool((self.box[...,1] > self.box[...,0]).all(-1).any()))
