@@ -58,18 +58,18 @@ def _one_of(name, v, allowed):
     if v not in allowed: raise ValueError(f"{name}={v!r}: must be one of {', '.join(map(repr, allowed))}")
     return v
 
-# %% ../nbs/04_callback.ipynb #8627ded0
+# %% ../nbs/04_callback.ipynb #8b6ea5e6
 class MixHandler(Callback):
     "Mixes training batches: inputs are blended, targets mixed, the loss made to understand them"
     run_valid = False
-    _stateattrs = ('plan','mixed','_n_classes')
+    _stateattrs = ('plan','mixed','_n_classes','now')
     def __init__(self, *,
         mode:str='elem', # Who shares a weight: `'elem'` nobody, `'pair'` a sample and its partner, `'batch'` everyone
         prob:float=1., # Chance that a sample, pair or batch (as `mode` says) is mixed, in [0,1]
         label_smoothing:float=0., # ε in [0,1) for the one-hot targets; left to the loss if that smooths already
         interpolate_loss:bool|None=None, # `True`: mix two losses; `False`: always use the mixed target; `None`: what is right for the loss
         n_classes:int|None=None, # Classes of the one-hot targets; `None`: `dls.c`, else the width of the model's output
-        schedule=None, # Function of a run's progress in [0,1] to the factor in [0,1] by which `prob` is multiplied
+        schedule=None, # Function of a run's progress in [0,1] to the factor in [0,1] on `prob`, or to a pair of factors, the second on what is given away; see `fastmix.schedule`
     ):
         self.mode,self.prob = _one_of('mode', mode, MODES),_number('prob', prob, 0, 1)
         self.label_smoothing = _number('label_smoothing', label_smoothing, 0, 1, below=True)
@@ -81,7 +81,7 @@ class MixHandler(Callback):
         self.n_classes,self.schedule,self.rng = n_classes,schedule,None
         self._init_state()
 
-    def _init_state(self): self.plan,self.mixed,self._n_classes,self._smooth = None,None,None,0.
+    def _init_state(self): self.plan,self.mixed,self._n_classes,self._smooth,self.now = None,None,None,0.,None
 
     def draw(self,
         n:int, # Batch size
@@ -135,15 +135,30 @@ def _chosen(self:MixHandler):
     if self is first: first.__dict__['_turn'] = group[int(first.rng.integers(len(group)))]
     return first.__dict__.get('_turn', first)
 
-# %% ../nbs/04_callback.ipynb #67de53d7
+# %% ../nbs/04_callback.ipynb #2871b9e8
+def _factor(name, v, pct):
+    "Refuse what a schedule says at `pct` unless it is in [0,1], give or take rounding"
+    if not -1e-6<=v<=1+1e-6: raise ValueError(f"schedule: the {name} is {v} at progress {pct:.4g}; a schedule's values must be from 0 to 1")
+    return min(max(float(v), 0.), 1.)
+
+def _factors(schedule, pct, n_epoch):
+    "Factors on chance and strength at the progress `pct`; a schedule that counts epochs is told how many there are"
+    v = schedule(pct, n_epoch) if getattr(schedule, 'counts_epochs', False) else schedule(pct)
+    prob,strength = v if isinstance(v, tuple) else (v,1.)
+    return _factor('probability', prob, pct),_factor('strength', strength, pct)
+
+# %% ../nbs/04_callback.ipynb #605f9543
 @patch
 def _now(self:MixHandler):
     "Chance and strength of mixing at this point of the run"
-    if self.schedule is None: return self.prob,1.
-    s = self.schedule(self.learn.pct_train)
-    p,strength = s if isinstance(s, tuple) else (s,1.)
-    return self.prob*p,strength
+    prob,strength,learn = self.prob,1.,self.learn
+    if self.schedule is not None and 'lr_finder' not in vars(learn):
+        p,strength = _factors(self.schedule, learn.pct_train, learn.n_epoch)
+        prob *= p
+    self.__dict__['now'] = prob,strength
+    return prob,strength
 
+# %% ../nbs/04_callback.ipynb #1e457a90
 @patch
 def before_batch(self:MixHandler):
     "Blend the inputs and set `learn.yb` to the mixed targets"
