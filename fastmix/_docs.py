@@ -1,4 +1,4 @@
-"""What the documentation needs from us: a processor for nbdev's pages, and `README.md` from `nbs/index.ipynb` without Quarto.
+"""What the documentation needs from us: processors for nbdev's pages, and `README.md` from `nbs/index.ipynb` without Quarto.
 
 Run `python -m fastmix._docs` after changing `nbs/index.ipynb`."""
 import base64,json,re
@@ -7,6 +7,10 @@ from pathlib import Path
 def drop_timing(cell):
     "An nbdev `doc_procs` processor: timings in a cell's metadata make its API heading vanish from \"On this page\""
     cell.get('metadata', {}).pop('execution', None)
+
+def drop_private_links(cell):
+    "An nbdev `doc_procs` processor: names that begin with `_` have no API heading, so nothing to link to"
+    if cell['cell_type']=='markdown': cell['source'] = re.sub(r'\[(`_\w+(?:\(\))?`)\]\([^)]*\)', r'\1', cell['source'])
 
 def _text(o): return o if isinstance(o, str) else ''.join(o)
 
