@@ -7,7 +7,7 @@ Docs: https://fastmix.github.io/fastmix/callback.html.md"""
 # %% auto #0
 __all__ = ['MixHandler', 'MixUp', 'CutMix', 'CutMixUp']
 
-# %% ../nbs/04_callback.ipynb #d7750a67
+# %% ../nbs/04_callback.ipynb #f2192393
 import warnings
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from fastai.callback.core import Callback
 from fastai.data.transforms import get_c
 from fastai.learner import Learner
-from fastai.torch_core import rank_distrib
+from fastai.torch_core import rank_distrib, to_detach
 from fastcore.basics import patch
 from torch import Tensor
 
@@ -24,18 +24,27 @@ from .draw import MODES, Plan, draw_cutmix, draw_cutmixup, draw_mixup, make_rng
 from .loss import MixedLoss, cross_entropy_of, is_linear, loss_name, own_smoothing
 from .target import dominant, mix_number, mix_one_hot, target_kind
 
-# %% ../nbs/04_callback.ipynb #585f6d92
+# %% ../nbs/04_callback.ipynb #eb052756
 _one_batch = Learner.one_batch
 
 def _give_back(learn):
     "If a `MixedLoss` stands in for the user's loss, put the user's loss back"
     if isinstance(learn.loss_func, MixedLoss): learn.loss_func = learn.loss_func.loss_func
 
+def _let_go(learn):
+    "Detach what is kept of the batch"
+    for k in ('pred','loss','loss_grad'):
+        v = learn.__dict__.get(k)
+        if isinstance(v, Tensor): learn.__dict__[k] = v.detach()
+        elif v is not None: learn.__dict__[k] = to_detach(v, cpu=False, gather=False)
+
 @patch
 def one_batch(self:Learner, i, b):
-    "fastai's `one_batch`; however it ends, `loss_func` is the user's"
+    "fastai's `one_batch`; however it ends, `loss_func` is the user's and the batch's graph is free"
     try: _one_batch(self, i, b)
-    finally: _give_back(self)
+    finally:
+        _give_back(self)
+        _let_go(self)
 
 # %% ../nbs/04_callback.ipynb #3239c669
 def _number(name, v, lo=0., hi=float('inf'), below=False):
