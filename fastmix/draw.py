@@ -6,15 +6,17 @@ Docs: https://fastmix.github.io/fastmix/draw.html.md"""
 
 # %% auto #0
 __all__ = ['MODES', 'make_rng', 'Plan', 'to_device', 'column', 'n_units', 'spread', 'draw_shift', 'draw_lam', 'draw_box',
-           'draw_box_minmax', 'box_area', 'draw_mixup', 'draw_cutmix', 'draw_cutmixup']
+           'draw_box_minmax', 'box_area', 'draw_mixup', 'box_plan', 'draw_cutmix', 'draw_cutmixup', 'draw_resizemix',
+           'draw_recursivemix', 'cloud', 'cloud_map', 'draw_fmix']
 
-# %% ../nbs/00_draw.ipynb #0a5024fd
+# %% ../nbs/00_draw.ipynb #5db0531e
 import math
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 
 # %% ../nbs/00_draw.ipynb #a3c6b2e9
@@ -26,7 +28,7 @@ def make_rng(
     if seed is None: seed = int(torch.empty((), dtype=torch.int64).random_())
     return np.random.default_rng([seed, *stream])
 
-# %% ../nbs/00_draw.ipynb #433369e8
+# %% ../nbs/00_draw.ipynb #edcefc1e
 @dataclass
 class Plan:
     "What to do with one batch of `n` samples"
@@ -35,30 +37,60 @@ class Plan:
     lam:np.ndarray # (n,) float32, weight of a sample's own label, in [0,1]; 1: untouched
     shift:int|None=None # Partner of `i` is `(i+shift) % n`; `None`: `n-1-i`
     box:np.ndarray|None=None # (n,d,2) start and stop of each sample's box over the d spatial dimensions
-    same:bool=False # Do all samples share one weight and one box?
+    same:bool=False # Do all samples share one weight and one box or map?
+    size:tuple|None=None # Spatial size that boxes and maps were drawn for
+    partner:np.ndarray|Tensor|None=None # (n,) partners one by one, instead of `shift`
+    map:object=None # (n or 1,1,...) weights of the partners, bool or float; or a function of a device that makes them there
+    resize:bool=False # Is a box filled with the whole of the partner, shrunk, rather than with the same place of it?
 
     @property
-    def idx(self)->np.ndarray:
+    def idx(self)->np.ndarray|Tensor:
         "(n,) index of each sample's partner"
+        if self.partner is not None: return self.partner
         i = np.arange(self.n)
         return self.n-1-i if self.shift is None else (i+self.shift) % self.n
 
     @cached_property
     def mixes(self)->bool:
         "Is anything mixed at all?"
-        return bool(self.weight.min() < 1) or (self.box is not None and bool((self.box[...,1] > self.box[...,0]).all(-1).any()))
+        if self.weight.min() < 1: return True
+        if self.map is not None: return bool(self.lam.min() < 1)
+        return self.box is not None and bool((self.box[...,1] > self.box[...,0]).all(-1).any())
 
     def take(self, t:Tensor)->Tensor:
         "`t` (n,...) with every sample replaced by its partner"
+        if self.partner is not None: return t.index_select(0, to_device(self.partner, t))
         return t.flip(0) if self.shift is None else t.roll(-self.shift, 0)
 
-# %% ../nbs/00_draw.ipynb #ed10ae70
+# %% ../nbs/00_draw.ipynb #926d765d
+@patch
+def fits(self:Plan,
+    x:Tensor, # (n,c,...) or (n,...)
+)->bool:
+    "Has `x` as many spatial dimensions as the boxes and maps of the plan?"
+    return self.size is None or x.ndim == 2+len(self.size)
+
+@patch(as_prop=True)
+def plain(self:Plan)->Plan:
+    "The same partners with the weights of the labels, without boxes and maps"
+    return Plan(self.n, self.lam, self.lam, self.shift, same=self.same, partner=self.partner)
+
+@patch
+def at(self:Plan,
+    size:tuple, # Spatial size
+)->Plan:
+    "The same plan for data of another size"
+    if self.box is None or self.size is None or self.size==size: return self
+    ratio = np.array(size)/np.array(self.size)
+    return replace(self, box=np.rint(self.box*ratio[:,None]).astype(np.int64), size=size)
+
+# %% ../nbs/00_draw.ipynb #105815bb
 def to_device(
-    a:np.ndarray, # From a plan, (n,...)
+    a:np.ndarray|Tensor, # From a plan, (n,...)
     x:Tensor, # Its device is wanted
 )->Tensor:
     "A plan's numbers as a tensor on the device of `x`; the host does not wait"
-    t = torch.from_numpy(a)
+    t = a if isinstance(a, Tensor) else torch.from_numpy(a)
     return t if x.device.type=='cpu' else t.to(x.device, non_blocking=True)
 
 def column(
@@ -110,14 +142,17 @@ def draw_lam(
     if fold: lam = np.maximum(lam, 1-lam)
     return lam if strength==1 else 1 - strength*(1-lam)
 
-# %% ../nbs/00_draw.ipynb #23dc2d4b
+# %% ../nbs/00_draw.ipynb #f413ddef
 def draw_box(
     rng:np.random.Generator, # Source of randomness
     lam:np.ndarray, # (k,) share of the picture to be left untouched
     size:tuple, # Spatial size, (H,W) or of any other number of dimensions
 )->np.ndarray: # (k,d,2) whole numbers, start and stop
     "CutMix's boxes: uniform centre, relative volume `1-lam`, clipped at the border"
-    cut = ((1-lam[:,None])**(1/len(size)) * size).astype(np.int64)
+    return _clipped(rng, ((1-lam[:,None])**(1/len(size)) * size).astype(np.int64), size)
+
+def _clipped(rng, cut, size):
+    "Boxes with the sides `cut` (k,d) around uniform centres, clipped"
     start = (rng.random(cut.shape) * size).astype(np.int64) - cut//2
     box = np.empty((*cut.shape, 2), np.int64)
     np.maximum(start, 0, out=box[...,0])
@@ -145,17 +180,17 @@ def box_area(
     "Share of the picture that each box covers"
     return (box[...,1]-box[...,0]).prod(-1) / math.prod(size)
 
-# %% ../nbs/00_draw.ipynb #5a35d055
+# %% ../nbs/00_draw.ipynb #74395340
 def _chance(rng, k, prob): return np.full(k, prob>=1) if prob>=1 or prob<=0 else rng.random(k) < prob
 
-def _plan(n, mode, shift, weight, lam, box=None):
+def _plan(n, mode, shift, weight, lam, box=None, size=None, **kwargs):
     "Hand out the units' values; a sample that is its own partner stays untouched"
     weight,lam = spread(weight, n, mode).astype(np.float32), spread(lam, n, mode).astype(np.float32)
     if box is not None: box = spread(box, n, mode)
-    if n==1 or (shift is None and n%2):
+    if kwargs.get('partner') is None and (n==1 or (shift is None and n%2)):
         weight[n//2] = lam[n//2] = 1
         if box is not None: box[n//2] = 0
-    return Plan(n, weight, lam, shift, box, mode=='batch')
+    return Plan(n, weight, lam, shift, box, mode=='batch', size, **kwargs)
 
 # %% ../nbs/00_draw.ipynb #87252e6d
 def draw_mixup(
@@ -173,7 +208,26 @@ def draw_mixup(
     if prob<1: lam = np.where(_chance(rng, k, prob), lam, 1.)
     return _plan(n, mode, shift, lam, lam)
 
-# %% ../nbs/00_draw.ipynb #5d0a2db7
+# %% ../nbs/00_draw.ipynb #c6572f11
+def box_plan(
+    rng:np.random.Generator, # Source of randomness
+    n:int, # Batch size
+    size:tuple, # Spatial size, (H,W) or any other number of dimensions
+    box:np.ndarray, # (k,d,2) start and stop, one box a unit, k from `n_units`
+    mode:str='elem', # Who shares a box: `'elem'`, `'pair'` or `'batch'`
+    prob:float=1., # Chance that a unit is mixed, in [0,1]
+    lam:np.ndarray|None=None, # (k,) weights of the own labels; `None`: what the boxes leave
+    **kwargs # More for `Plan`: `resize`, `partner`
+)->Plan:
+    "A plan that gives each unit's box to its partner"
+    if lam is None: lam = 1-box_area(box, size)
+    if prob<1:
+        on = _chance(rng, len(box), prob)
+        box,lam = np.where(on[:,None,None], box, 0),np.where(on, lam, 1.)
+    shift = None if 'partner' in kwargs else draw_shift(rng, n, mode)
+    return _plan(n, mode, shift, np.ones(len(box)), lam, box, tuple(size), **kwargs)
+
+# %% ../nbs/00_draw.ipynb #51bdf2eb
 def _cut(rng, k, size, alpha, minmax, correct_lam, strength):
     "One box a unit and the weight of the own label"
     if minmax is not None:
@@ -195,14 +249,10 @@ def draw_cutmix(
     strength:float=1., # In [0,1], scales what is given away
 )->Plan:
     "A plan for [CutMix](https://arxiv.org/abs/1905.04899)"
-    k,shift = n_units(n, mode),draw_shift(rng, n, mode)
-    box,lam = _cut(rng, k, size, alpha, minmax, correct_lam, strength)
-    if prob<1:
-        on = _chance(rng, k, prob)
-        box,lam = np.where(on[:,None,None], box, 0),np.where(on, lam, 1.)
-    return _plan(n, mode, shift, np.ones(k), lam, box)
+    box,lam = _cut(rng, n_units(n, mode), size, alpha, minmax, correct_lam, strength)
+    return box_plan(rng, n, size, box, mode, prob, lam)
 
-# %% ../nbs/00_draw.ipynb #d7ab34ad
+# %% ../nbs/00_draw.ipynb #135da114
 def draw_cutmixup(
     rng:np.random.Generator, # Source of randomness
     n:int, # Batch size
@@ -226,4 +276,112 @@ def draw_cutmixup(
     box,cut_lam = _cut(rng, k, size, cut_alpha, minmax, correct_lam, strength)
     on = _chance(rng, k, prob)
     weight = np.where(on & ~cut, mix_lam, 1.)
-    return _plan(n, mode, shift, weight, np.where(on & cut, cut_lam, weight), np.where((on & cut)[:,None,None], box, 0))
+    return _plan(n, mode, shift, weight, np.where(on & cut, cut_lam, weight), np.where((on & cut)[:,None,None], box, 0), tuple(size))
+
+# %% ../nbs/00_draw.ipynb #fb37eae4
+def draw_resizemix(
+    rng:np.random.Generator, # Source of randomness
+    n:int, # Batch size
+    size:tuple, # Spatial size, (H,W) or any other number of dimensions
+    scope:tuple=(.1,.8), # Smallest and largest side of the box as shares of the picture's, in [0,1]
+    mode:str='elem', # Who shares a box: `'elem'`, `'pair'` or `'batch'`
+    prob:float=1., # Chance that a unit is mixed, in [0,1]
+    strength:float=1., # In [0,1], scales the area that is given away
+)->Plan:
+    "A plan for [ResizeMix](https://arxiv.org/abs/2012.11101)"
+    side = rng.uniform(*scope, (n_units(n, mode),1)) * strength**(1/len(size))
+    return box_plan(rng, n, size, _clipped(rng, (side*size).astype(np.int64), size), mode, prob, resize=True)
+
+# %% ../nbs/00_draw.ipynb #c50fa63e
+def draw_recursivemix(
+    rng:np.random.Generator, # Source of randomness
+    n:int, # Batch size
+    n_last:int, # Size of the batch before, 0 if there is none
+    size:tuple, # Spatial size, (H,W) or any other number of dimensions
+    alpha:float=.5, # Largest share of the picture that is given away, in [0,1]
+    mode:str='elem', # Who shares a box: `'elem'`, `'pair'` or `'batch'`
+    prob:float=1., # Chance that a unit is mixed, in [0,1]
+    strength:float=1., # In [0,1], scales the area that is given away
+)->Plan: # Its partners are of the batch before
+    "A plan for [RecursiveMix](https://arxiv.org/abs/2203.06844), without its consistency loss"
+    k = n_units(n, mode)
+    box = draw_box(rng, 1-rng.random(k)*alpha*strength, size)
+    i = np.arange(n)
+    partner = (-1-i if mode=='pair' else i+rng.integers(max(n_last, 1))) % max(n_last, 1)
+    return box_plan(rng, n, size, box, mode, prob if n_last else 0., resize=True, partner=partner)
+
+# %% ../nbs/00_draw.ipynb #0e762738
+def cloud(
+    seed:int, # Seed of the noise
+    k:int, # How many
+    size:tuple, # Spatial size, of any number of dimensions
+    decay:float=3., # The larger, the smoother; 0: white noise
+    device=None, # Where to make them
+)->Tensor: # (k,*size) float32
+    "Noise whose frequencies f are damped by `f**-decay`, by an inverse Fourier transform"
+    g = torch.Generator(device or 'cpu').manual_seed(seed)
+    d,freq = len(size),torch.fft.rfftfreq(size[-1], device=device)**2
+    for i,s in enumerate(size[:-1]): freq = freq + torch.fft.fftfreq(s, device=device).view(-1, *[1]*(d-1-i))**2
+    noise = torch.randn(k, *freq.shape, dtype=torch.complex64, generator=g, device=device)
+    return torch.fft.irfftn(noise * freq.sqrt().clamp(min=1/max(size))**-decay, s=size, dim=tuple(range(1,d+1)))
+
+# %% ../nbs/00_draw.ipynb #cea5855c
+def cloud_map(
+    x:Tensor, # (k,...) a cloud a unit
+    own:np.ndarray, # (k,) how many pixels stay a sample's own
+    soft:np.ndarray|None=None, # (k,) half the number of pixels in the soft band; `None`: a sharp edge
+)->Tensor: # (k,1,...) weights of the partners: bool, or float32 with a soft band
+    "The pixels where a cloud is highest stay a sample's own"
+    flat = x.flatten(1)
+    rank = torch.arange(flat.shape[1], device=x.device)
+    w = rank >= to_device(own, x)[:,None]
+    if soft is not None:
+        half = to_device(np.maximum(soft, .5).astype(np.float32), x)[:,None]
+        w = ((rank - to_device(own, x)[:,None] + .5)/(2*half) + .5).clamp(0, 1)
+    return torch.empty_like(w).scatter_(1, flat.argsort(1, descending=True), w).view(len(x), 1, *x.shape[1:])
+
+# %% ../nbs/00_draw.ipynb #60dfe3ff
+def _cloud_maps(device, seed, n, mode, size, own, decay, soft):
+    m = cloud_map(cloud(seed, len(own), size, decay, device), own, soft)
+    return torch.cat([m, m[:n//2].flip(0)]) if mode=='pair' else m
+
+def draw_fmix(
+    rng:np.random.Generator, # Source of randomness
+    n:int, # Batch size
+    size:tuple, # Spatial size, (H,W) or any other number of dimensions
+    alpha:float=1., # Of Beta(alpha,alpha), 0 or more
+    decay:float=3., # Smoothness of the clouds, 0 or more
+    max_soft:float=0., # Half the share of the picture in the soft band around the contour, in [0,.5]
+    mode:str='elem', # Who shares a cloud: `'elem'`, `'pair'` or `'batch'`
+    prob:float=1., # Chance that a unit is mixed, in [0,1]
+    strength:float=1., # In [0,1], scales what is given away
+)->Plan: # Its `map` makes the clouds on a device
+    "A plan for [FMix](https://arxiv.org/abs/2002.12047)"
+    k,shift,pixels = n_units(n, mode),draw_shift(rng, n, mode),math.prod(size)
+    lam = np.where(_chance(rng, k, prob), draw_lam(rng, k, alpha, strength=strength), 1.)
+    own = np.rint(lam*pixels).astype(np.int64)
+    soft = (np.minimum(max_soft, np.minimum(lam, 1-lam))*pixels).astype(np.int64) if max_soft else None
+    kw = dict(seed=int(rng.integers(2**62)), n=n, mode=mode, size=tuple(size), own=own, decay=decay, soft=soft)
+    return _plan(n, mode, shift, np.ones(k), own/pixels, size=tuple(size), map=partial(_cloud_maps, **kw))
+
+# %% ../nbs/00_draw.ipynb #ba89b19e
+def _number(name, v, lo=0., hi=float('inf'), below=False):
+    "Refuse `v` unless it is a number from `lo` to `hi`"
+    ok = isinstance(v, (int,float,np.number)) and not isinstance(v, bool) and np.isfinite(v) and lo<=v and (v<hi if below else v<=hi)
+    if ok: return float(v)
+    allowed = f'a number of {lo:g} or more' if hi==float('inf') else f"a number from {lo:g} to {'below ' if below else ''}{hi:g}"
+    raise ValueError(f"{name}={v!r}: must be {allowed}")
+
+def _minmax(v, name='minmax', none=True):
+    "Refuse `v` unless it is two ordered shares, or `None` where that is allowed"
+    if v is None and none: return None
+    allowed = f"{name}={v!r}: must be {'None or ' if none else ''}two numbers (smallest, largest) from 0 to 1"
+    try: lo,hi = v
+    except (TypeError, ValueError): raise ValueError(allowed) from None
+    lo,hi = _number(f'{name}[0]', lo, 0, 1),_number(f'{name}[1]', hi, 0, 1)
+    if lo>hi: raise ValueError(f"{name}={v!r}: the smallest side comes first, try ({hi:g}, {lo:g})")
+    return lo,hi
+
+def _one_of(name, v, allowed):
+    if v not in allowed: raise ValueError(f"{name}={v!r}: must be one of {', '.join(map(repr, allowed))}")
+    return v
