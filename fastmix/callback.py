@@ -7,8 +7,9 @@ Docs: https://fastmix.github.io/fastmix/callback.html.md"""
 # %% auto #0
 __all__ = ['MixHandler', 'MixUp', 'CutMix', 'CutMixUp']
 
-# %% ../nbs/04_callback.ipynb #f2192393
+# %% ../nbs/04_callback.ipynb #d721eae3
 import warnings
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from .draw import MODES, Plan, draw_cutmix, draw_cutmixup, draw_mixup, make_rng
 from .loss import MixedLoss, cross_entropy_of, is_linear, loss_name, own_smoothing
 from .target import dominant, mix_number, mix_one_hot, target_kind
 
-# %% ../nbs/04_callback.ipynb #eb052756
+# %% ../nbs/04_callback.ipynb #71772f8f
 _one_batch = Learner.one_batch
 
 def _give_back(learn):
@@ -40,11 +41,22 @@ def _let_go(learn):
 
 @patch
 def one_batch(self:Learner, i, b):
-    "fastai's `one_batch`; however it ends, `loss_func` is the user's and the batch's graph is free"
+    "fastai's `one_batch`; however it ends, `loss_func` is the user's, the batch's graph is free, and what is in `_undo` is done"
+    self._undo = []
     try: _one_batch(self, i, b)
     finally:
+        for f in self.__dict__.pop('_undo', ()): f()
         _give_back(self)
         _let_go(self)
+
+# %% ../nbs/04_callback.ipynb #bae86846
+_all_batches = Learner.all_batches
+
+@patch
+def all_batches(self:Learner):
+    "fastai's `all_batches`; however it ends, the data loader keeps no iterator"
+    try: _all_batches(self)
+    finally: getattr(self.dl, '__dict__', {}).pop('it', None)
 
 # %% ../nbs/04_callback.ipynb #3239c669
 def _number(name, v, lo=0., hi=float('inf'), below=False):
@@ -67,7 +79,7 @@ def _one_of(name, v, allowed):
     if v not in allowed: raise ValueError(f"{name}={v!r}: must be one of {', '.join(map(repr, allowed))}")
     return v
 
-# %% ../nbs/04_callback.ipynb #8b6ea5e6
+# %% ../nbs/04_callback.ipynb #507b0a34
 class MixHandler(Callback):
     "Mixes training batches: inputs are blended, targets mixed, the loss made to understand them"
     run_valid = False
@@ -78,7 +90,7 @@ class MixHandler(Callback):
         label_smoothing:float=0., # ε in [0,1) for the one-hot targets; left to the loss if that smooths already
         interpolate_loss:bool|None=None, # `True`: mix two losses; `False`: always use the mixed target; `None`: what is right for the loss
         n_classes:int|None=None, # Classes of the one-hot targets; `None`: `dls.c`, else the width of the model's output
-        schedule=None, # Function of a run's progress in [0,1] to the factor in [0,1] on `prob`, or to a pair of factors, the second on what is given away; see `fastmix.schedule`
+        schedule=None, # Function of a run's progress in [0,1] to a factor on `prob`, or to two, the second on what is given away
     ):
         self.mode,self.prob = _one_of('mode', mode, MODES),_number('prob', prob, 0, 1)
         self.label_smoothing = _number('label_smoothing', label_smoothing, 0, 1, below=True)
@@ -167,7 +179,7 @@ def _now(self:MixHandler):
     self.__dict__['now'] = prob,strength
     return prob,strength
 
-# %% ../nbs/04_callback.ipynb #1e457a90
+# %% ../nbs/04_callback.ipynb #a70ddf4f
 @patch
 def before_batch(self:MixHandler):
     "Blend the inputs and set `learn.yb` to the mixed targets"
@@ -176,16 +188,24 @@ def before_batch(self:MixHandler):
     d['plan'],d['mixed'] = None,None
     if self._chosen() is not self: return
     x = learn.xb[0]
-    for o in learn.xb: check_input(o)
+    self._check_inputs(learn.xb)
     plan = d['plan'] = self.draw(len(x), tuple(x.shape[2:]), *self._now())
     d['device'] = x.device
     if not (plan.mixes or d['_smooth']): return
-    xb,yb = tuple(self.blend(o, plan) for o in learn.xb),learn.yb
+    yb = learn.yb
     y1 = tuple(self._target(o, plan) for o in yb)
+    xb = self._blend_inputs(learn.xb, plan)
     learn.xb,learn.yb = xb,y1
     d['mixed'] = xb,yb,y1
 
-# %% ../nbs/04_callback.ipynb #82e633c8
+@patch
+def _check_inputs(self:MixHandler, xb):
+    for o in xb: check_input(o)
+
+@patch
+def _blend_inputs(self:MixHandler, xb, plan): return tuple(self.blend(o, plan) for o in xb)
+
+# %% ../nbs/04_callback.ipynb #62161860
 @patch
 def _target(self:MixHandler, y, plan):
     "The mixed form of one target"
@@ -207,14 +227,19 @@ def _get_c(dls):
     except Exception: return None          # plain PyTorch loaders know nothing of classes
     return c if isinstance(c, int) else None
 
-def _width(learn):
-    "Width of the model's output on one sample, in evaluation mode so that no statistics or random numbers are touched"
-    modes = {m:m.training for m in learn.model.modules()}
-    learn.model.eval()
-    try:
-        with torch.no_grad(): out = learn.model(*(o[:1] for o in learn.xb))
+@contextmanager
+def _evaluating(model):
+    "`model` in evaluation mode for a moment; every module gets its own mode back"
+    modes = {m:m.training for m in model.modules()}
+    model.eval()
+    try: yield
     finally:
         for m,t in modes.items(): m.training = t
+
+def _width(learn):
+    "Width of the model's output on one sample, in evaluation mode so that no statistics or random numbers are touched"
+    with _evaluating(learn.model), torch.no_grad(): out = learn.model(*(o[:1] for o in learn.xb))
+    if isinstance(out, tuple): out = out[0]
     ce = cross_entropy_of(learn.loss_func)
     return out.shape[ce.axis if ce else -1]
 
