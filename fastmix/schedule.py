@@ -21,7 +21,7 @@ from fastcore.basics import patch
 
 from .callback import MixHandler, _factors, _number
 
-# %% ../nbs/06_schedule.ipynb #afbbdeee
+# %% ../nbs/06_schedule.ipynb #141be087
 def _point(name, v):
     "Refuse `v` unless it is a share of a run or a number of epochs"
     if isinstance(v, (int,np.integer)) and not isinstance(v, bool) and v>=0: return int(v)
@@ -31,7 +31,8 @@ def _point(name, v):
 def _share(v, n_epoch):
     "The point `v` as a share of a run of `n_epoch` epochs"
     if isinstance(v, float): return v
-    if n_epoch is None: raise ValueError(f"{v} counts epochs, but of how many? Call the schedule with n_epoch=…, or give a share of the run, such as .85")
+    if n_epoch is None: raise ValueError(
+        f"{v} counts epochs, but of how many? Call the schedule with n_epoch=…, or give a share of the run, such as .85")
     return v/n_epoch
 
 # %% ../nbs/06_schedule.ipynb #1b412f19
@@ -68,12 +69,14 @@ def __repr__(self:MixSchedule):
     args = {k:getattr(self, k) for k in inspect.signature(type(self)).parameters}
     return f"{type(self).__name__}({', '.join(f'{k}={_show(v)}' for k,v in args.items() if _neutral.get(k)!=v)})"
 
-# %% ../nbs/06_schedule.ipynb #04f4be14
+# %% ../nbs/06_schedule.ipynb #8e84372a
 class _Product(MixSchedule):
     "Two schedules, their factors multiplied"
     def __init__(self, one, other): self.one,self.other = one,other
     def __repr__(self): return f'{_show(self.one)} * {_show(self.other)}'
-    def __call__(self, pct, n_epoch=None): return MixFactors(*(a*b for a,b in zip(*(_factors(o, pct, n_epoch) for o in (self.one,self.other)))))
+    def __call__(self, pct, n_epoch=None):
+        p,s = zip(*(_factors(o, pct, n_epoch) for o in (self.one,self.other)))
+        return MixFactors(p[0]*p[1], s[0]*s[1])
 
 @patch
 def __mul__(self:MixSchedule,
@@ -99,7 +102,7 @@ class warm_up(MixSchedule):
         end = _share(self.end, n_epoch)
         return MixFactors(self.curve(self.start, 1.)(max(pct, 0.)/end) if pct<end-_eps else 1., 1.)
 
-# %% ../nbs/06_schedule.ipynb #014f2b30
+# %% ../nbs/06_schedule.ipynb #22394775
 class off_after(MixSchedule):
     "Mix up to a point of the run, then no more"
     def __init__(self,
@@ -108,7 +111,8 @@ class off_after(MixSchedule):
         curve=SchedLin, # How it falls, as in `warm_up`
     ):
         self.end,self.fade,self.curve = _point('end', end),_point('fade', fade),curve
-        if type(self.end) is type(self.fade) and self.fade>self.end: raise ValueError(f"fade={fade!r}: must be no longer than end={end!r}, where it ends")
+        if type(self.end) is type(self.fade) and self.fade>self.end:
+            raise ValueError(f"fade={fade!r}: must be no longer than end={end!r}, where it ends")
 
     def __call__(self, pct, n_epoch=None):
         end = _share(self.end, n_epoch)
@@ -163,9 +167,9 @@ def _add_columns(recorder, names):
     i = len(old)-bool(recorder.add_time)
     recorder.metric_names = old[:i] + names + old[i:]
 
-# %% ../nbs/06_schedule.ipynb #53c89f72
+# %% ../nbs/06_schedule.ipynb #353611f4
 class MixRecorder(Callback):
-    "Records learning rate, momentum, chance of mixing and mean weight of the partners, for each step in `recorder.hps` and each epoch in its table"
+    "Records learning rate, momentum, chance of mixing and mean weight of the partners: each step in `recorder.hps`, each epoch in the table"
     order,run_valid,remove_on_fetch = 57,False,True
     def __init__(self,
         columns:bool=True, # Four more columns in the table and in `history.csv`?
