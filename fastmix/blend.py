@@ -53,7 +53,7 @@ def _meet(
     n,s = plan.n,plan.shift
     return [(slice(None), x)] if s==0 else [(slice(0,n-s), x[s:]), (slice(n-s,n), x[:s])]
 
-# %% ../nbs/01_blend.ipynb #f346f27a
+# %% ../nbs/01_blend.ipynb #a5e53e0e
 def _axis(row, x, i, d): return to_device(row, x).view(len(row), *[1]*i, -1, *[1]*(d-1-i))
 
 def _ratios(box, size):
@@ -63,7 +63,8 @@ def _ratios(box, size):
 def _shrink_linear(xp, box, size):
     d,dtype = len(size),torch.promote_types(xp.dtype, torch.float32)
     if d>3: raise ValueError(f"x has {d} spatial dimensions; only one, two or three can be resized")
-    rows = [_axis((2*a/b-1).astype(np.float64 if dtype==torch.float64 else np.float32), xp, i, d) for i,(a,b) in enumerate(_ratios(box, size))]
+    to = np.float64 if dtype==torch.float64 else np.float32
+    rows = [_axis((2*a/b-1).astype(to), xp, i, d) for i,(a,b) in enumerate(_ratios(box, size))]
     grid = torch.stack([r.expand(-1, *size) for r in rows[::-1]], -1)
     xp = xp.to(dtype)
     if d==1: xp,grid = xp.unsqueeze(2), F.pad(grid, (0,1)).unsqueeze(1)
@@ -135,7 +136,7 @@ def _mix(x, plan, w, source):
         else: torch.lerp(x[s], xp, ws, out=out[s])
     return out
 
-# %% ../nbs/01_blend.ipynb #9768fa36
+# %% ../nbs/01_blend.ipynb #2aa50806
 def _check(x, plan):
     if len(x) != plan.n: raise ValueError(f"x holds {len(x)} samples but the plan was drawn for {plan.n}; draw a plan for this batch")
     d = len(plan.size) if plan.size is not None else 0 if plan.box is None else plan.box.shape[1]
@@ -150,12 +151,12 @@ def _blend(x, plan, source):
     return _mix(x, plan, _weights(x, plan), source)
 
 def blend(
-    x:Tensor, # (n,...) of any float dtype, device and memory format; boxes and maps need (n,c,...) with as many sizes as they have dimensions
+    x:Tensor, # (n,...) of any float dtype, device and memory format; boxes and maps need (n,c,...) with their number of sizes
     plan:Plan, # From `fastmix.draw`
     inplace:bool=False, # Write the result into `x`? Otherwise `x` is left as it is
     source:Tensor|None=None, # (m,...) whose samples `plan.partner` lists; `None`: `x` itself
 )->Tensor: # As `x`: its shape, dtype, device, memory format and type
-    "Mix every sample of `x` with its partner; raises `TypeError` for whole numbers, `ValueError` for a wrong number of samples or dimensions"
+    "Each sample of `x` mixed with its partner; `TypeError` for whole numbers, `ValueError` for a wrong number of samples or dimensions"
     check_input(x)
     if not plan.mixes:
         _check(x, plan)
