@@ -167,27 +167,28 @@ def _add_columns(recorder, names):
     i = len(old)-bool(recorder.add_time)
     recorder.metric_names = old[:i] + names + old[i:]
 
-# %% ../nbs/06_schedule.ipynb #353611f4
+# %% ../nbs/06_schedule.ipynb #2e23762f
 class MixRecorder(Callback):
-    "Records learning rate, momentum, chance of mixing and mean weight of the partners: each step in `recorder.hps`, each epoch in the table"
+    "Records learning rate, momentum, chance of mixing and mean weight given away: each step in `recorder.hps`, each epoch in the table"
     order,run_valid,remove_on_fetch = 57,False,True
     def __init__(self,
         columns:bool=True, # Four more columns in the table and in `history.csv`?
-    ): self.columns,self._trained = columns,False
+    ): self.columns,self._hps,self._new,self._trained = columns,{},True,False
 
     def before_fit(self):
-        "Start the lists"
-        self.run = 'lr_finder' not in vars(self.learn)
-        if not self.run: return
-        keys = ['lr'] + ['mom']*('mom' in self.opt.hypers[-1])
-        if any(isinstance(cb, MixHandler) for cb in self.learn.cbs): keys += ['mix_prob','mix_weight']
-        self._hps,self._trained = {k:[] for k in keys},False
-        self.recorder.hps = self._hps
-        if self.columns: _add_columns(self.recorder, keys)
+        "Announce the columns"
+        self.run,self._new = 'lr_finder' not in vars(self.learn),True
+        self._keys = ['lr'] + ['mom']*('mom' in self.opt.hypers[-1]) if self.opt else []
+        if any(isinstance(cb, MixHandler) for cb in self.learn.cbs): self._keys += ['mix_prob','mix_weight']
+        if self.run and self.columns: _add_columns(self.recorder, self._keys)
 
     def before_epoch(self): self._trained = False
-    def before_train(self): self._start = len(self._hps['lr'])
     def after_train(self): self._trained = True
+
+    def before_train(self):
+        "At the start of a fit, start the lists"
+        if self._new: self._hps,self._new = {k:[] for k in self._keys},False
+        self.recorder.hps,self._start = self._hps,len(self._hps['lr'])
 
     def after_batch(self):
         "Record this step"
@@ -203,10 +204,10 @@ class MixRecorder(Callback):
 
     def after_fit(self):
         "Have the lists kept by the recorder, with those of fastai's scheduler"
-        if not hasattr(self, '_hps'): return
+        if self._new: return
+        self.recorder.hps = self._hps
         for cb in self.learn.cbs:
             if isinstance(cb, ParamScheduler) and hasattr(cb, 'hps'): cb.hps.update(self._hps)
 
-    def state_dict(self): return {k:torch.tensor(v, dtype=torch.float64) for k,v in getattr(self, '_hps', {}).items()}
-    def load_state_dict(self, state):
-        for k,v in state.items(): self._hps[k][:] = v.tolist()
+    def state_dict(self): return {k:torch.tensor(v, dtype=torch.float64) for k,v in self._hps.items()}
+    def load_state_dict(self, state): self._hps,self._new = {k:v.tolist() for k,v in state.items()},False
