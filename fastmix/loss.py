@@ -80,48 +80,56 @@ def cross_entropy_of(
     if _is(f, 'timm.loss.cross_entropy.LabelSmoothingCrossEntropy'): return CrossEntropy(label_smoothing=f.smoothing, axis=-1)
     return _functional_ce(f) if f is loss_func else None
 
-# %% ../nbs/03_loss.ipynb #55e5ccaf
+# %% ../nbs/03_loss.ipynb #96a8f4e0
+def _by_class(w, logp, ce): return w.to(logp.dtype).view(-1, *[1]*(logp.ndim-1-ce.axis%logp.ndim))
+
 def _ce_terms(logp, y, ce):
-    "Weighted negative log-likelihood of `y` and its share in the denominator, both of the shape of `y`"
+    "Of labels `y`, or of weights of the classes: weighted negative log-likelihood, its share in the denominator, what is not ignored"
+    if y.is_floating_point():
+        c = y.shape[ce.axis]
+        if 0<=ce.ignore_index<c: y = y * _by_class(torch.arange(c, device=y.device)!=ce.ignore_index, logp, ce)
+        w = y if ce.weight is None else y*_by_class(ce.weight, logp, ce)
+        return -(w*logp).sum(ce.axis), w.sum(ce.axis), y.sum(ce.axis)
     keep = y != ce.ignore_index
-    y = y.where(keep, 0)
-    w = keep.to(logp.dtype) if ce.weight is None else ce.weight.to(logp.dtype)[y] * keep
-    return -logp.gather(ce.axis, y.unsqueeze(ce.axis)).squeeze(ce.axis) * w, w
+    y,keep = y.where(keep, 0),keep.to(logp.dtype)
+    w = keep if ce.weight is None else ce.weight.to(logp.dtype)[y] * keep
+    return -logp.gather(ce.axis, y.unsqueeze(ce.axis)).squeeze(ce.axis) * w, w, keep
 
 def _ce_smooth(logp, ce):
     "The part of smoothing that is the same for every label: the mean over the classes"
-    if ce.weight is not None and not ce.plain_smooth:
-        logp = logp * ce.weight.to(logp.dtype).view(-1, *[1]*(logp.ndim-1-ce.axis%logp.ndim))
+    if ce.weight is not None and not ce.plain_smooth: logp = logp * _by_class(ce.weight, logp, ce)
     return -logp.sum(ce.axis) / logp.shape[ce.axis]
 
-# %% ../nbs/03_loss.ipynb #b4241ac7
+# %% ../nbs/03_loss.ipynb #f4e66db6
 def _reduce(num, den, ce):
     "Reduce the terms `num`, whose share in a mean is `den`"
     if ce.reduction=='mean': return num.sum() / den.sum()
     if ce.reduction=='sum': return num.sum()
     return num.reshape(-1) if ce.flat else num
 
+def _ce(logp, num, den, kept, ce):
+    "The cross-entropy from its terms"
+    eps = ce.label_smoothing
+    if not eps: return _reduce(num, den, ce)
+    smooth = _ce_smooth(logp, ce)
+    if ce.plain_smooth: return (1-eps)*_reduce(num, den, ce) + eps*_reduce(smooth, torch.ones_like(smooth), ce)
+    return _reduce((1-eps)*num + eps*smooth*kept, den, ce)
+
 def mixed_cross_entropy(
     pred:Tensor, # (n,C) or with more dimensions: logits, or log-probabilities for `ce.logits=False`
     y:Tensor, # (n,...) whole numbers, the own labels
-    y1:Tensor, # (n,...) the partners' labels
+    y1:Tensor, # (n,...) the partners' labels, or as `pred` weights of the classes
     lam:Tensor, # Weight of the own labels, broadcasts with `y`
     ce:CrossEntropy, # Which cross-entropy
 )->Tensor: # As `ce.reduction` says
     "Cross-entropy of `lam` times `y` and `1-lam` times `y1`"
     logp = F.log_softmax(pred, ce.axis) if ce.logits else pred
     shape = pred.movedim(ce.axis, -1).shape[:-1]
-    y,y1 = y.reshape(shape).long(),y1.reshape(shape).long()
+    y,y1 = (t.to(logp.dtype) if t.is_floating_point() else t.reshape(shape).long() for t in (y,y1))
     lam = lam.to(logp.dtype)
-    (l,w),(l1,w1) = _ce_terms(logp, y, ce),_ce_terms(logp, y1, ce)
-    num,den,eps = torch.lerp(l1, l, lam),torch.lerp(w1, w, lam),ce.label_smoothing
-    if not eps: return _reduce(num, den, ce)
-    smooth = _ce_smooth(logp, ce)
-    if ce.plain_smooth: return (1-eps)*_reduce(num, den, ce) + eps*_reduce(smooth, torch.ones_like(smooth), ce)
-    kept = torch.lerp((y1!=ce.ignore_index).to(lam.dtype), (y!=ce.ignore_index).to(lam.dtype), lam)
-    return _reduce((1-eps)*num + eps*smooth*kept, den, ce)
+    return _ce(logp, *(torch.lerp(b, a, lam) for a,b in zip(_ce_terms(logp, y, ce), _ce_terms(logp, y1, ce))), ce)
 
-# %% ../nbs/03_loss.ipynb #9c389aab
+# %% ../nbs/03_loss.ipynb #b99dc0ab
 def soft_cross_entropy(
     pred:Tensor, # (n,C) or with more dimensions: logits, or log-probabilities for `ce.logits=False`
     t:Tensor, # As `pred`: weights of the classes
@@ -129,19 +137,14 @@ def soft_cross_entropy(
 )->Tensor: # As `ce.reduction` says
     "Cross-entropy of a dense target; a mean is divided by the class weights of what the target holds"
     logp = F.log_softmax(pred, ce.axis) if ce.logits else pred
-    t,eps = t.to(logp.dtype),ce.label_smoothing
-    w = 1. if ce.weight is None else ce.weight.to(logp.dtype).view(-1, *[1]*(logp.ndim-1-ce.axis%logp.ndim))
-    num,den = -(t*w*logp).sum(ce.axis),(t*w).sum(ce.axis)
-    if not eps: return _reduce(num, den, ce)
-    smooth = _ce_smooth(logp, ce)
-    if ce.plain_smooth: return (1-eps)*_reduce(num, den, ce) + eps*_reduce(smooth, torch.ones_like(smooth), ce)
-    return _reduce((1-eps)*num + eps*smooth*t.sum(ce.axis), den, ce)
+    return _ce(logp, *_ce_terms(logp, t.to(logp.dtype), ce), ce)
 
-# %% ../nbs/03_loss.ipynb #2714fd57
+# %% ../nbs/03_loss.ipynb #ae43f7a9
 @contextmanager
 def _unreduced(loss_func):
     "`loss_func` with `reduction='none'` for a moment"
-    old,new = {k:getattr(loss_func, k) for k in ('reduction','sum_classes') if hasattr(loss_func, k)},dict(reduction='none', sum_classes=False)
+    new = dict(reduction='none', sum_classes=False)
+    old = {k:getattr(loss_func, k) for k in new if hasattr(loss_func, k)}
     try:
         for k in old: setattr(loss_func, k, new[k])
         yield loss_func
@@ -172,13 +175,18 @@ def _each(loss_func, pred, yb):
     if getattr(loss_func, 'sum_classes', False): l = l.sum(-1)
     return l.as_subclass(Tensor) if l.ndim else None
 
-# %% ../nbs/03_loss.ipynb #ea5b943a
+# %% ../nbs/03_loss.ipynb #e892ba63
 def _vmap_each(loss_func, pred, yb):
     "The loss of every sample as a batch of one"
-    one = lambda p,*t: loss_func(p[None], *(o[None] for o in t)).as_subclass(Tensor)
-    return torch.vmap(one, randomness='different')(pred.as_subclass(Tensor), *(t.as_subclass(Tensor) for t in yb))
+    one = lambda p,*t: loss_func(_map(lambda o: o[None], p), *(o[None] for o in t)).as_subclass(Tensor)
+    return torch.vmap(one, randomness='different')(*_map(lambda o: o.as_subclass(Tensor), (pred, *yb)))
 
-# %% ../nbs/03_loss.ipynb #db8a0c3e
+def _map(f, o):
+    "`f` of every tensor in tuples, lists and dicts"
+    if isinstance(o, dict): return {k:_map(f, v) for k,v in o.items()}
+    return type(o)([_map(f, v) for v in o]) if isinstance(o, (tuple,list)) else f(o)
+
+# %% ../nbs/03_loss.ipynb #f7e9566f
 _PLAIN_MEAN = ['torch.nn.modules.loss.' + n for n in ('MSELoss', 'L1Loss', 'SmoothL1Loss', 'HuberLoss', 'BCELoss', 'BCEWithLogitsLoss')]
 _PLAIN_MEAN += ['fastai.losses.FocalLoss', 'timm.loss.binary_cross_entropy.BinaryCrossEntropy']
 
@@ -187,6 +195,8 @@ def _plain_mean(f): return _is_any(_inner(f), _PLAIN_MEAN) or _is(f, 'fastai.los
 def _by_sample(l, lam):
     "Unreduced loss and `lam`, shaped so that they broadcast"
     n = len(lam)
+    if lam.ndim>1 and l.numel() != lam.numel(): raise ValueError(
+        f"the loss has shape {tuple(l.shape)}, but each of {lam.numel()} pixels has a weight of its own: use FMix's max_soft=0")
     if l.shape[0] != n or (lam.ndim>1 and l.shape[:lam.ndim]!=lam.shape): l = l.reshape(*(lam.shape if l.numel()==lam.numel() else (n,-1)))
     return l, lam.to(l.dtype).reshape(*lam.shape, *[1]*(l.ndim-lam.ndim))
 
@@ -242,7 +252,7 @@ def own_smoothing(
     s = ce.label_smoothing if ce else getattr(_inner(loss_func), 'smoothing', 0.)
     return s if isinstance(s, (int,float)) else 0.
 
-# %% ../nbs/03_loss.ipynb #02569b3c
+# %% ../nbs/03_loss.ipynb #bd8749aa
 class MixedLoss:
     "`loss_func` on the targets `yb`, mixed according to `plan`"
     def __init__(self,
@@ -252,8 +262,11 @@ class MixedLoss:
         mixed:tuple=(), # Targets after mixing, as the callback made them
         label_smoothing:float=0., # ε in [0,1) that `mixed` was smoothed with
         interpolate_loss:bool|None=None, # `True`: always two losses; `False`: always the mixed target; `None`: whatever is right and cheap
+        partner:tuple=(), # The partners' targets, `None` where they are `plan.take` of `yb`
+        lam:Tensor|None=None, # Weight of the own target for each of its elements, instead of `plan.lam`
     ):
-        self.__dict__.update(loss_func=loss_func, yb=yb, plan=plan, mixed=mixed, label_smoothing=label_smoothing, interpolate_loss=interpolate_loss)
+        self.__dict__.update(loss_func=loss_func, yb=yb, plan=plan, mixed=mixed, label_smoothing=label_smoothing, interpolate_loss=interpolate_loss,
+                             partner=partner or (None,)*len(yb), lam=lam)
 
     def __call__(self, pred, *yb):
         if self.plan is None: return self.loss_func(pred, *yb)
@@ -269,30 +282,35 @@ class MixedLoss:
     def __reduce__(self): return MixedLoss, (self.loss_func,)
     def __repr__(self): return f'MixedLoss({self.loss_func})'
 
-# %% ../nbs/03_loss.ipynb #5bfe97a0
+# %% ../nbs/03_loss.ipynb #60a54437
 @patch
 def _ours(self:MixedLoss, yb):
     return len(yb)==len(self.mixed) and all(a.data_ptr()==b.data_ptr() and a.shape==b.shape for a,b in zip(yb, self.mixed))
 
 @patch
-def _call(self:MixedLoss, pred, yb):
+def _call(self:MixedLoss, pred, yb, hint="leave interpolate_loss at None, or set it to True, to mix the losses instead of the targets"):
     "The user's loss on soft targets"
     ce = cross_entropy_of(self.loss_func)
     if ce is not None and len(yb)==1 and yb[0].shape==pred.shape and target_kind(self.yb[0])!='number':
         return soft_cross_entropy(pred.as_subclass(Tensor), yb[0].as_subclass(Tensor), ce)
     try: return self.loss_func(pred, *yb)
-    except Exception as e: raise ValueError(f"{loss_name(self.loss_func)} cannot take soft targets ({type(e).__name__}: {e}): "
-        "leave interpolate_loss at None, or set it to True, to mix the losses instead of the targets") from e
+    except Exception as e: raise ValueError(f"{loss_name(self.loss_func)} cannot take soft targets ({type(e).__name__}: {e}): {hint}") from e
 
 @patch
 def _two(self:MixedLoss, pred, yb=None):
     "Two losses, mixed"
     yb = self.yb if yb is None else yb
-    plan = self.plan
-    same = float(plan.lam[0]) if plan.same else None
-    return _two(self.loss_func, pred, yb, tuple(plan.take(y) for y in yb), to_device(plan.lam, yb[0]), same)
+    yb1,plan,soft = self._partners(yb),self.plan,self.lam is not None
+    if any(a.is_floating_point()>b.is_floating_point() for a,b in zip(yb1, yb)): return self._call(pred, self.mixed,
+        "partners from earlier batches have weights for all classes; use a cross-entropy, or another mix than RecursiveMix")
+    return _two(self.loss_func, pred, yb, yb1, self.lam if soft else to_device(plan.lam, yb[0]), float(plan.lam[0]) if plan.same and not soft else None)
 
-# %% ../nbs/03_loss.ipynb #1a0b253d
+@patch
+def _partners(self:MixedLoss, yb):
+    "The partners' targets"
+    return tuple(self.plan.take(y) if p is None else p for y,p in zip(yb, self.partner))
+
+# %% ../nbs/03_loss.ipynb #8e7a595d
 @patch
 def _one(self:MixedLoss, pred, y, mixed):
     f,force = self.loss_func,self.interpolate_loss
@@ -300,7 +318,8 @@ def _one(self:MixedLoss, pred, y, mixed):
     if (ce := cross_entropy_of(f)) is not None:
         ce.label_smoothing = ce.label_smoothing or self.label_smoothing
         y = y.as_subclass(Tensor)
-        return mixed_cross_entropy(pred.as_subclass(Tensor), y, self.plan.take(y), column(self.plan.lam, y), ce)
+        y1,lam = self._partners((y,))[0].as_subclass(Tensor),column(self.plan.lam, y) if self.lam is None else self.lam
+        return mixed_cross_entropy(pred.as_subclass(Tensor), y, y1, lam, ce)
     if force is False or (force is None and _is_any(f, _SOFT_ONLY)): return self._call(pred, (mixed,))
     if target_kind(y)=='category' and wants_numbers(f): return self._one_number(pred, y, mixed)
     return self._two(pred)
@@ -308,6 +327,8 @@ def _one(self:MixedLoss, pred, y, mixed):
 @patch
 def _one_number(self:MixedLoss, pred, y, mixed):
     "Categories for a loss that wants numbers: a 0/1 column if the prediction has one column, else one-hot rows"
-    if pred.numel()==y.numel(): return self.loss_func(pred, mix_number(y.reshape(pred.shape), self.plan)) if is_linear(self.loss_func) else self._two(pred)
+    if pred.numel()==y.numel():
+        t = mix_number(y, self.plan) if self.partner[0] is None else mixed.reshape(len(y), -1)[:,-1]
+        return self.loss_func(pred, t.reshape(pred.shape)) if is_linear(self.loss_func) else self._two(pred)
     if is_linear(self.loss_func): return self.loss_func(pred, mixed)
     return self._two(pred, (F.one_hot(y.reshape(-1).long(), mixed.shape[-1]).to(mixed.dtype),))
