@@ -252,7 +252,7 @@ def own_smoothing(
     s = ce.label_smoothing if ce else getattr(_inner(loss_func), 'smoothing', 0.)
     return s if isinstance(s, (int,float)) else 0.
 
-# %% ../nbs/03_loss.ipynb #bd8749aa
+# %% ../nbs/03_loss.ipynb #807dbbd8
 class MixedLoss:
     "`loss_func` on the targets `yb`, mixed according to `plan`"
     def __init__(self,
@@ -265,8 +265,8 @@ class MixedLoss:
         partner:tuple=(), # The partners' targets, `None` where they are `plan.take` of `yb`
         lam:Tensor|None=None, # Weight of the own target for each of its elements, instead of `plan.lam`
     ):
-        self.__dict__.update(loss_func=loss_func, yb=yb, plan=plan, mixed=mixed, label_smoothing=label_smoothing, interpolate_loss=interpolate_loss,
-                             partner=partner or (None,)*len(yb), lam=lam)
+        self.__dict__.update(loss_func=loss_func, yb=yb, plan=plan, mixed=mixed, label_smoothing=label_smoothing,
+                             interpolate_loss=interpolate_loss, partner=partner or (None,)*len(yb), lam=lam)
 
     def __call__(self, pred, *yb):
         if self.plan is None: return self.loss_func(pred, *yb)
@@ -282,7 +282,7 @@ class MixedLoss:
     def __reduce__(self): return MixedLoss, (self.loss_func,)
     def __repr__(self): return f'MixedLoss({self.loss_func})'
 
-# %% ../nbs/03_loss.ipynb #60a54437
+# %% ../nbs/03_loss.ipynb #cd061050
 @patch
 def _ours(self:MixedLoss, yb):
     return len(yb)==len(self.mixed) and all(a.data_ptr()==b.data_ptr() and a.shape==b.shape for a,b in zip(yb, self.mixed))
@@ -300,10 +300,11 @@ def _call(self:MixedLoss, pred, yb, hint="leave interpolate_loss at None, or set
 def _two(self:MixedLoss, pred, yb=None):
     "Two losses, mixed"
     yb = self.yb if yb is None else yb
-    yb1,plan,soft = self._partners(yb),self.plan,self.lam is not None
+    yb1,plan = self._partners(yb),self.plan
     if any(a.is_floating_point()>b.is_floating_point() for a,b in zip(yb1, yb)): return self._call(pred, self.mixed,
         "partners from earlier batches have weights for all classes; use a cross-entropy, or another mix than RecursiveMix")
-    return _two(self.loss_func, pred, yb, yb1, self.lam if soft else to_device(plan.lam, yb[0]), float(plan.lam[0]) if plan.same and not soft else None)
+    if self.lam is not None: return _two(self.loss_func, pred, yb, yb1, self.lam, None)
+    return _two(self.loss_func, pred, yb, yb1, to_device(plan.lam, yb[0]), float(plan.lam[0]) if plan.same else None)
 
 @patch
 def _partners(self:MixedLoss, yb):
