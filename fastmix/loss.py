@@ -282,7 +282,7 @@ class MixedLoss:
     def __reduce__(self): return MixedLoss, (self.loss_func,)
     def __repr__(self): return f'MixedLoss({self.loss_func})'
 
-# %% ../nbs/03_loss.ipynb #cd061050
+# %% ../nbs/03_loss.ipynb #512adf92
 @patch
 def _ours(self:MixedLoss, yb):
     return len(yb)==len(self.mixed) and all(a.data_ptr()==b.data_ptr() and a.shape==b.shape for a,b in zip(yb, self.mixed))
@@ -294,7 +294,8 @@ def _call(self:MixedLoss, pred, yb, hint="leave interpolate_loss at None, or set
     if ce is not None and len(yb)==1 and yb[0].shape==pred.shape and target_kind(self.yb[0])!='number':
         return soft_cross_entropy(pred.as_subclass(Tensor), yb[0].as_subclass(Tensor), ce)
     try: return self.loss_func(pred, *yb)
-    except Exception as e: raise ValueError(f"{loss_name(self.loss_func)} cannot take soft targets ({type(e).__name__}: {e}): {hint}") from e
+    except Exception as e: raise ValueError(
+        f"{loss_name(self.loss_func)} cannot take soft targets ({type(e).__name__}: {e}): {hint}") from e
 
 @patch
 def _two(self:MixedLoss, pred, yb=None):
