@@ -1,5 +1,5 @@
 "Where things are, and how to run something in a fresh interpreter: shared by the tests of the house."
-import json,os,subprocess,sys
+import ast,json,os,subprocess,sys
 from pathlib import Path
 
 root = Path(__file__).resolve().parent.parent
@@ -24,6 +24,16 @@ def module_of(nb):
     "Name of the module that a notebook exports to, or None"
     for c in load(nb)['cells']:
         if 'default_exp' in directives(c): return directives(c)['default_exp']
+
+def exports(cell): return cell['cell_type']=='code' and bool({'export','exports','exporti'} & set(directives(cell)))
+
+def patched(nb):
+    "`Class.method` for each public method that a notebook patches into a class; `#| exporti` and `#| hide` are for those that are nobody's business"
+    for c in load(nb)['cells']:
+        if not exports(c) or {'exporti','hide'} & set(directives(c)): continue
+        for o in ast.parse(text(c['source'])).body:
+            if isinstance(o, ast.FunctionDef) and o.name[0]!='_' and any(ast.unparse(d).startswith('patch') for d in o.decorator_list):
+                yield f'{ast.unparse(o.args.args[0].annotation)}.{o.name}'
 
 def modules(): return {m: nb for nb in notebooks() if (m := module_of(nb))}
 
