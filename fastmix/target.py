@@ -75,12 +75,15 @@ def close_partners(
     noise = torch.empty(n, n, device=t.device).exponential_(generator=torch.Generator(t.device).manual_seed(seed)).log()
     return (-(t[:,None]-t[None]).pow(2).sum(-1)/(2*h2) - noise).fill_diagonal_(-torch.inf).argmax(1)
 
-# %% ../nbs/02_target.ipynb #10c352c6
+# %% ../nbs/02_target.ipynb #ad8a3df8
 def dominant(
     y:Tensor, # (n,...) the targets before they were mixed
     plan:Plan, # Who is mixed with whom, how much
+    partner:Tensor|None=None, # (n,...) the partners' targets, or (n,C) their weights of the classes; `None`: `plan.take` of `y`
 )->Tensor: # As `y`
     "The target, its own or its partner's, that has the larger part in each sample"
     if plan.lam.min() >= .5: return y
     t = y.as_subclass(Tensor)
-    return torch.where(column(plan.lam>=.5, t), t, plan.take(t)).as_subclass(type(y))
+    t1 = plan.take(t) if partner is None else partner.as_subclass(Tensor)
+    if t1.is_floating_point() and not t.is_floating_point(): t1 = t1.argmax(-1).view_as(t)
+    return torch.where(column(plan.lam>=.5, t), t, t1).as_subclass(type(y))
