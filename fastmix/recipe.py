@@ -56,7 +56,7 @@ def _follow(avg, now, decay):
 def _copy_to(now, new):
     for k,o in now.items(): o.copy_(new[k])
 
-# %% ../nbs/08_recipe.ipynb #6d7266c6
+# %% ../nbs/08_recipe.ipynb #9a7dcd35
 class EMA(Callback):
     "Exponential moving average of the weights, validated beside the weights themselves"
     order,run_valid,remove_on_fetch = 55,False,True
@@ -88,8 +88,21 @@ class EMA(Callback):
         self._avg,self._new = {k:_to_keep(t) for k,t in _state(self.model).items()},False
 
     def after_train(self): self._trained = True
+    def after_cancel_step(self): self._skipped = True
 
-# %% ../nbs/08_recipe.ipynb #c04de1c7
+    def after_step(self):
+        if not self._skipped: self._follow()
+        self._skipped = False
+
+    def after_validate(self):
+        if self._trained and self.validate and 'recorder' in vars(self.learn): self._validate(self.recorder)
+
+    def after_fit(self):
+        "The model gets the averaged weights"
+        if self.swap and not self._new and self._n: _copy_to(_state(self.model), self._avg)
+        self._new = True
+
+# %% ../nbs/08_recipe.ipynb #7976b170
 @patch
 def _decay_now(self:EMA):
     "The decay in this step"
@@ -103,17 +116,10 @@ def _decay_now(self:EMA):
     return min(decay, (1+self._n)/(10+self._n))
 
 @patch
-def after_cancel_step(self:EMA):
-    "A step that was left out does not count"
-    self._skipped = True
-
-@patch
-def after_step(self:EMA):
+def _follow(self:EMA):
     "Move the average towards the weights"
-    if not self._skipped:
-        _follow(self._avg, _state(self.model), self._decay_now())
-        self._n += 1
-    self._skipped = False
+    _follow(self._avg, _state(self.model), self._decay_now())
+    self._n += 1
 
 # %% ../nbs/08_recipe.ipynb #a93cd66d
 @patch
@@ -130,7 +136,7 @@ def averaged(self:EMA,
         yield
     finally: _copy_to(now, own)
 
-# %% ../nbs/08_recipe.ipynb #e0345e48
+# %% ../nbs/08_recipe.ipynb #5da988fb
 @contextmanager
 def _same_random(dl):
     "Random numbers go on after this context as if it had not been"
@@ -144,23 +150,16 @@ def _same_random(dl):
             for o,rng in old: o.rng = rng
 
 @patch
-def after_validate(self:EMA):
-    "Validate the averaged weights"
-    rec = vars(self.learn).get('recorder')
-    if not (self.validate and self._trained and rec and rec._valid_mets): return
+def _validate(self:EMA, rec):
+    "Validate the averaged weights, and add the results to the recorder's log"
+    if not rec._valid_mets: return
     with self.averaged(), _same_random(self.dl):
         rec._valid_mets.map(Self.reset())
         try: self.learn.all_batches()
         except CancelValidException: pass
     rec.log += rec._valid_mets.map(_maybe_item)
 
-# %% ../nbs/08_recipe.ipynb #4a4da7ef
-@patch
-def after_fit(self:EMA):
-    "The model gets the averaged weights"
-    if self.swap and not self._new and self._n: _copy_to(_state(self.model), self._avg)
-    self._new = True
-
+# %% ../nbs/08_recipe.ipynb #1a4d87fd
 @patch
 def state_dict(self:EMA)->dict:
     "The averaged weights and the number of steps that went into them"
