@@ -38,37 +38,51 @@ def mix_label(
     if len(top)==1 and t[top[0]]>=.995: return name(top[0])
     return ' + '.join(f'{t[i]:.2g} {name(i)}' for i in top)
 
-# %% ../nbs/09_show.ipynb #5e15a12d
-def _titles(y, yb, vocab):
-    "Titles before and after for each sample"
-    if target_kind(y)=='category' and yb.ndim==2:
-        return [str(i if vocab is None else vocab[i]) for i in y.reshape(-1).tolist()], [mix_label(t, vocab) for t in yb]
+# %% ../nbs/09_show.ipynb #a9784ae9
+def _titles(yb, yb1, vocab, n):
+    "Titles of the first `n` samples, before and after"
+    if not len(yb): return ['']*n,['']*n
+    y,y1 = yb[0],yb1[0]
+    if target_kind(y)=='category':
+        hard = [str(i if vocab is None else vocab[i]) for i in y.reshape(-1).tolist()]
+        return hard,[mix_label(t, vocab) for t in y1] if y1.ndim==2 else hard
     if target_kind(y)=='number' and y.ndim<3:
         say = lambda t: ', '.join(f'{o:.2g}' for o in np.atleast_1d(t.float().cpu().numpy())[:4])
-        return [say(t) for t in y], [say(t) for t in yb]
-    return ['']*len(y), ['']*len(y)
+        return [say(t) for t in y],[say(t) for t in y1]
+    return ['']*n,['']*n
 
-# %% ../nbs/09_show.ipynb #43b0811d
-@contextmanager
-def _preview(learn, b, seed):
-    "Mix batch `b` as training would; the learner is as before afterwards"
-    cbs = [cb for cb in learn.cbs if isinstance(cb, MixHandler)]
+# %% ../nbs/09_show.ipynb #21b9a465
+def _handlers(learn):
+    cbs = sorted((cb for cb in learn.cbs if isinstance(cb, MixHandler)), key=lambda cb: cb.order)
     if not cbs: raise ValueError("show_mix needs a mixing callback on the learner: Learner(..., cbs=MixUp()), or learn.add_cb(MixUp())")
+    return cbs
+
+@contextmanager
+def _as_it_was(learn):
+    "After this context the learner and its mixing callbacks are as they were before"
     keys = ('xb','yb','training','pct_train','loss_func')
-    old = {k:learn.__dict__[k] for k in keys if k in learn.__dict__}
-    states = [dict(cb.__dict__) for cb in cbs]
-    try:
-        learn._split(b)
-        learn.training,learn.pct_train = True,0.
-        for i,cb in enumerate(cbs): cb.__dict__['rng'] = make_rng(seed, (i,))
-        before = learn.xb,learn.yb
-        for cb in sorted(cbs, key=lambda cb: cb.order): cb.before_batch()
-        plan = next((cb.plan for cb in cbs if cb.plan is not None), None)
-        yield before, (learn.xb,learn.yb), plan
+    old,states = {k:learn.__dict__[k] for k in keys if k in learn.__dict__},[(cb, dict(cb.__dict__)) for cb in _handlers(learn)]
+    try: yield
     finally:
-        for cb,s in zip(cbs, states): cb.__dict__.clear(); cb.__dict__.update(s)
+        for cb,s in states: cb.__dict__.clear(); cb.__dict__.update(s)
         for k in keys: learn.__dict__.pop(k, None)
         learn.__dict__.update(old)
+
+def _preview(learn, b, seed):
+    "Batch `b`, and what each mixing callback makes of it: inputs, targets, plan"
+    with _as_it_was(learn):
+        learn._split(b)
+        learn.training,learn.pct_train = True,0.
+        xb,yb,cbs = learn.xb,learn.yb,_handlers(learn)
+        for cb in cbs: cb.__dict__['run'] = False
+        res = []
+        for i,cb in enumerate(cbs):
+            cb.__dict__.update(rng=make_rng(seed, (i,)), run=True)
+            learn.xb,learn.yb = xb,yb
+            cb.before_batch()
+            res.append((learn.xb, learn.yb, cb.plan))
+            cb.__dict__['run'] = False
+        return xb,yb,res
 
 def _pictures(dl, x):
     "A batch of inputs as pictures, with the batch transforms undone"
@@ -76,20 +90,17 @@ def _pictures(dl, x):
     x = tfms.decode((x,))[0] if tfms is not None and isinstance(x, TensorImageBase) else x
     return x.detach().cpu()
 
-# %% ../nbs/09_show.ipynb #5026a9c7
+# %% ../nbs/09_show.ipynb #ed416060
 def _outline(ax, box):
     (y1,y2),(x1,x2) = box
     if y2>y1 and x2>x1: ax.add_patch(Rectangle((x1-.5,y1-.5), x2-x1, y2-y1, fill=False, edgecolor='tab:red', lw=1.5))
 
-def _show_rows(x, x1, titles, titles1, plan, boxes, max_n, axs, figsize, **kwargs):
-    "Two rows of pictures: before and after"
-    n = min(max_n, len(x))
-    if axs is None: axs = get_grid(2*n, nrows=2, figsize=figsize or (1.7*n, 4.2))
-    for row,(o,t) in enumerate(((x,titles), (x1,titles1))):
-        for i in range(n):
-            ax = show_image(o[i], ctx=axs[row*n+i], title=t[i].replace(' + ', '\n+ '), **kwargs)
-            if row and boxes and plan is not None and plan.box is not None: _outline(ax, plan.box[i])
-    return axs
+def _show_row(x, titles, axs, name='', plan=None, **kwargs):
+    "One row of pictures, the name at its left, boxes outlined if there is a plan"
+    for i,ax in enumerate(axs):
+        show_image(x[i], ctx=ax, title=titles[i].replace(' + ', '\n+ '), **kwargs)
+        if plan is not None and plan.box is not None: _outline(ax, plan.box[i])
+    axs[0].text(-.12, .5, name, transform=axs[0].transAxes, rotation=90, va='center', ha='right')
 
 @patch
 def show_mix(self:Learner,
@@ -99,17 +110,20 @@ def show_mix(self:Learner,
     boxes:bool=False, # Outline the boxes of CutMix?
     seed:int=0, # Of this preview; training is not affected
     figsize:tuple|None=None, # Inches
-    ctxs=None, # Axes to draw on, two rows of `max_n`
+    ctxs=None, # Axes to draw on: a row before, and a row for each mixing callback
     **kwargs # To fastai's `show_image`
 ):
-    "Show a training batch before and after mixing; returns the axes"
+    "Show a training batch before mixing and as each mixing callback makes it; returns the axes"
     dl = self.dls.train if dl is None else dl
-    b = self._set_device(dl.one_batch() if b is None else b)
-    with _preview(self, b, seed) as ((xb,yb), (xb1,yb1), plan):
-        if xb[0].ndim!=4: raise ValueError(f"show_mix draws pictures (n,c,h,w); the first input has shape {tuple(xb[0].shape)}")
-        vocab = getattr(self.dls, 'vocab', None)
-        titles = _titles(yb[0], yb1[0], vocab) if len(yb) else ([''],)*2
-        return _show_rows(_pictures(dl, xb[0]), _pictures(dl, xb1[0]), *titles, plan, boxes, max_n, ctxs, figsize, **kwargs)
+    xb,yb,mixed = _preview(self, self._set_device(dl.one_batch() if b is None else b), seed)
+    if xb[0].ndim!=4: raise ValueError(f"show_mix draws pictures (n,c,h,w); the first input has shape {tuple(xb[0].shape)}")
+    vocab,n = getattr(self.dls, 'vocab', None),min(max_n, len(xb[0]))
+    rows = len(mixed)+1
+    axs = np.reshape(get_grid(rows*n, nrows=rows, figsize=figsize or (1.7*n, 2.1*rows)) if ctxs is None else ctxs, (rows,n))
+    _show_row(_pictures(dl, xb[0]), _titles(yb, yb, vocab, n)[0], axs[0], 'before', **kwargs)
+    for cb,row,(x1,y1,plan) in zip(_handlers(self), axs[1:], mixed):
+        _show_row(_pictures(dl, x1[0]), _titles(yb, y1, vocab, n)[1], row, repr(cb), plan if boxes else None, **kwargs)
+    return axs
 
 # %% ../nbs/09_show.ipynb #28c28853
 def plot_lam(
