@@ -36,7 +36,7 @@ def table_dls(load, seed, number=False, bs=32):
     idx = np.random.default_rng(seed).permutation(len(df)).tolist()
     splits = sorted(idx[:len(df)//2]),sorted(idx[len(df)//2:])
     to = TabularPandas(df, [Categorify, Normalize], [cat], cont, 'target', RegressionBlock() if number else CategoryBlock(), splits=splits)
-    return to.dataloaders(bs=bs, val_bs=512)
+    return to.dataloaders(bs=bs, val_bs=512, num_workers=0)
 
 def docstrings():
     "Docstrings of four words or more from the standard library, and the subjects of the modules that they come from"
@@ -59,7 +59,7 @@ def text_dls(seed, data=None, n=1000, bs=64):
     items = [(words(texts[i]), labels[i]) for i in idx]
     vocab = make_vocab(Counter(w for t,_ in items[:n] for w in t), min_freq=2)
     tfms = [[ItemGetter(0), Numericalize(vocab)], [ItemGetter(1), Categorize(sorted(set(labels)))]]
-    return Datasets(items, tfms, splits=(range(n), range(n,len(items)))).dataloaders(bs=bs, val_bs=512, dl_type=SortedDL, before_batch=pad_input_chunk)
+    return Datasets(items, tfms, splits=(range(n), range(n,len(items)))).dataloaders(bs=bs, val_bs=512, dl_type=SortedDL, before_batch=pad_input_chunk, num_workers=0)
 
 # --- training
 

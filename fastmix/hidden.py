@@ -143,7 +143,7 @@ def _stages(trace, flat):
         if keep := [*dict.fromkeys(c.name for c in calls if not _reaches(trace.outs, sources, {c.out.node}))]: return keep
     return []
 
-# %% ../nbs/05_hidden.ipynb #a3b0d35e
+# %% ../nbs/05_hidden.ipynb #cf5b8b77
 def _check_model(model, layers):
     "Refuse models whose layers cannot be hooked"
     if isinstance(model, nn.DataParallel): _refuse(layers, "nn.DataParallel splits each batch among copies of the model, "
@@ -154,8 +154,11 @@ def _check_model(model, layers):
 
 def _look(model, xb):
     try: return _run(model, xb)
-    except Exception as e: raise RuntimeError("the model does not run on two samples in evaluation mode, "
-        f"which is how ManifoldMixUp gets to know its layers ({type(e).__name__}: {e})") from e
+    except Exception as e:
+        for o in xb:
+            if o.dtype==torch.uint8: check_input(o)
+        raise RuntimeError("the model does not run on two samples in evaluation mode, "
+            f"which is how ManifoldMixUp gets to know its layers ({type(e).__name__}: {e})") from e
 
 def _choose(model, trace, xb):
     "Names of the places to mix at"
@@ -302,10 +305,10 @@ def _hook(place, model, xb, plan, hooks):
     for s in place.spots: hooks.append(_Hook(s, plan, tokens))
     return xb
 
-# %% ../nbs/05_hidden.ipynb #fcdb88d5
+# %% ../nbs/05_hidden.ipynb #cc2e75fd
 class ManifoldMixUp(MixHandler):
     "[Manifold Mixup](https://arxiv.org/abs/1806.05236): `MixUp` at the input or behind an early layer, one of them at random in each batch"
-    _stateattrs = MixHandler._stateattrs + ('layer','_places','_hooks')
+    _stateattrs = MixHandler._stateattrs + ('_layer','_places','_hooks')
     def __init__(self,
         alpha:float=2., # Of Beta(alpha,alpha), 0 or more: 2 for small pictures, .2 for large ones
         layers=None, # `None`: as `find_layers` says; a name, a module, a position in `find_layers`; a list of these or of tuples
@@ -316,7 +319,10 @@ class ManifoldMixUp(MixHandler):
 
     def _init_state(self):
         super()._init_state()
-        self.layer,self._places,self._hooks = None,None,[]
+        self._layer,self._places,self._hooks = None,None,[]
+
+    @property
+    def layer(self): return self._layer if self.plan is not None and self.plan.mixes else None
 
     def draw(self, n, size, prob, strength=1.): return draw_mixup(self.rng, n, self.alpha, self.mode, prob, strength)
 
@@ -326,7 +332,6 @@ class ManifoldMixUp(MixHandler):
 
     def _check_inputs(self, xb):
         d = self.__dict__
-        d['layer'] = None
         if not all(isinstance(o, Tensor) for o in xb): super()._check_inputs(xb)
         if d['_places'] is None: d['_places'] = _find_places(self.layers, self.learn.model, xb)
 
@@ -334,7 +339,7 @@ class ManifoldMixUp(MixHandler):
         d,undo = self.__dict__,self.learn.__dict__.get('_undo')
         if not plan.mixes: return xb
         place = d['_places'][int(self.rng.integers(len(d['_places'])))]
-        d['layer'] = place.name
+        d['_layer'] = place.name
         xb = tuple(blend(o, plan) if i in place.inputs else o for i,o in enumerate(xb))
         if undo is None: return xb
         undo.append(self._unhook)
