@@ -159,19 +159,18 @@ def _validate(self:EMA, rec):
         except CancelValidException: pass
     rec.log += rec._valid_mets.map(_maybe_item)
 
-# %% ../nbs/08_recipe.ipynb #1a4d87fd
+# %% ../nbs/08_recipe.ipynb #8d7978cd
 @patch
 def state_dict(self:EMA)->dict:
     "The averaged weights and the number of steps that went into them"
-    return {} if self._avg is None else dict(n=self._n, average=self._avg)
+    return {} if self._avg is None else dict(new=self._new, n=self._n, average=self._avg)
 
 @patch
 def load_state_dict(self:EMA,
     state:dict, # From `state_dict`
 ):
     "Continue with these averaged weights"
-    if not state: return
-    self._n,self._avg,self._new = state['n'],{k:_to_keep(t) for k,t in state['average'].items()},False
+    if state: self._new,self._n,self._avg = state['new'],state['n'],{k:_to_keep(t) for k,t in state['average'].items()}
 
 # %% ../nbs/08_recipe.ipynb #c2885d37
 def _say(s):
@@ -216,15 +215,17 @@ def _as_before(learn):
         learn.logger = logger
         for cb in learn.cbs: setattr(learn, cb.name, cb)
 
-# %% ../nbs/08_recipe.ipynb #95a21752
+# %% ../nbs/08_recipe.ipynb #d30ad77f
+def _off(v): return v is None or v is False
+
 def _check_long(n_epoch, schedule, ema, clip):
     "Refuse wrong arguments before anything happens"
     if not isinstance(n_epoch, (int,np.integer)) or n_epoch<1: raise ValueError(f"n_epoch={n_epoch!r}: must be a whole number, 1 or more")
     if schedule is not None and not callable(schedule):
         raise ValueError(f"schedule={schedule!r}: must be None or a function of the progress in [0,1], such as off_after(.85)")
     for i in range(21 if schedule else 0): _factors(schedule, i/20, n_epoch)
-    if clip not in (None, False) and not _number('clip', clip): raise ValueError("clip=0: must be a number above 0, or None not to clip")
-    if not (ema is None or isinstance(ema, (bool,EMA))): _number('ema', ema, 0, 1, below=True)
+    if not _off(clip) and not _number('clip', clip): raise ValueError("clip=0: must be a number above 0, or None not to clip")
+    if not isinstance(ema, (bool,EMA,type(None))): _number('ema', ema, 0, 1, below=True)
 
 _advised = set()
 
@@ -235,12 +236,12 @@ def _advise(n_epoch):
     _say(f"{n_epoch} epochs are few for mixing: it tends to help from about 80 on, and to harm in short runs. "
          "This is said once; advice=False silences it")
 
-# %% ../nbs/08_recipe.ipynb #c8f59818
+# %% ../nbs/08_recipe.ipynb #7342fb18
 def _extras(learn, cbs, save, resume, every_min, ema, clip, columns):
     "The callbacks that `fit_long` adds, except those of which the user has one already"
     res = [MixRecorder(columns=columns)]
-    if ema not in (None, False): res.append(ema if isinstance(ema, EMA) else EMA(None if ema is True else ema))
-    if clip not in (None, False): res.append(GradientClip(clip))
+    if not _off(ema): res.append(ema if isinstance(ema, EMA) else EMA(None if ema is True else ema))
+    if not _off(clip): res.append(GradientClip(clip))
     res = [cb for cb in res if not any(isinstance(o, type(cb)) for o in learn.cbs+cbs)]
     return res if save is None else res+[Resume(save, every_min=every_min, resume=resume)]
 

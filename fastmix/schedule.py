@@ -167,7 +167,7 @@ def _add_columns(recorder, names):
     i = len(old)-bool(recorder.add_time)
     recorder.metric_names = old[:i] + names + old[i:]
 
-# %% ../nbs/06_schedule.ipynb #2e23762f
+# %% ../nbs/06_schedule.ipynb #775cdb9e
 class MixRecorder(Callback):
     "Records learning rate, momentum, chance of mixing and mean weight given away: each step in `recorder.hps`, each epoch in the table"
     order,run_valid,remove_on_fetch = 57,False,True
@@ -209,5 +209,5 @@ class MixRecorder(Callback):
         for cb in self.learn.cbs:
             if isinstance(cb, ParamScheduler) and hasattr(cb, 'hps'): cb.hps.update(self._hps)
 
-    def state_dict(self): return {k:torch.tensor(v, dtype=torch.float64) for k,v in self._hps.items()}
-    def load_state_dict(self, state): self._hps,self._new = {k:v.tolist() for k,v in state.items()},False
+    def state_dict(self): return {k:torch.tensor(v, dtype=torch.float64) for k,v in self._hps.items() if not self._new}
+    def load_state_dict(self, state): self._hps,self._new = {k:v.tolist() for k,v in state.items()},not state

@@ -269,7 +269,12 @@ def test_state(dls):
     "Its state is plain tensors, and brings the curves back"
     learn = learner(dls, [MixUp(), MixRecorder()])
     learn.fit_one_cycle(2)
-    state = learn.mix_recorder.state_dict()
+    state = {}
+    class Save(Callback):
+        order = 99
+        def after_epoch(self): state.update(self.learn.mix_recorder.state_dict())
+    learn.fit_one_cycle(2, cbs=Save)
+    assert all(len(v)==12 for v in state.values()) and len(state)==4
     assert all(type(v) is torch.Tensor for v in state.values())
     other = MixRecorder()
     other.load_state_dict(state)
