@@ -256,7 +256,7 @@ class _Tokens:
         own,partner = (w[:m,start:start+k,None].to(x.dtype) for w in (self.own,self.partner))
         return own*x + partner*plan.take(F.pad(x, (0,0,0,0,0,plan.n-m)))[:m]
 
-# %% ../nbs/05_hidden.ipynb #ad141c93
+# %% ../nbs/05_hidden.ipynb #3d479c6f
 class _Hook:
     "Blends what comes out of a layer, or goes into it, until `remove`"
     def __init__(self, spot, plan, tokens):
@@ -270,7 +270,8 @@ class _Hook:
     def blend(self, x):
         self.calls += 1
         if self.tokens is None:
-            if len(x)!=self.plan.n: _refuse(self.name, f"it has shape {tuple(x.shape)} for {self.plan.n} samples, and only a row for each can be mixed")
+            if len(x)!=self.plan.n:
+                _refuse(self.name, f"it has shape {tuple(x.shape)} for {self.plan.n} samples, and only what has a row for each can be mixed")
             return blend(x, self.plan)
         start,self.start = self.start,self.start+x.shape[1]
         return self.tokens.blend(x, self.plan, start)

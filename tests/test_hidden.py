@@ -42,7 +42,8 @@ class Grab(Callback):
     def before_batch(self): self.hooks = n_hooks(self.model)
     def after_pred(self):
         cb,learn = self.cb,self.learn
-        self.seen.append(SimpleNamespace(layer=cb.layer, lam=cb.lam, idx=cb.idx, xb=learn.xb, yb=learn.yb, pred=learn.pred, during=self.hooks, after=n_hooks(learn.model)))
+        self.seen.append(SimpleNamespace(layer=cb.layer, lam=cb.lam, idx=cb.idx, xb=learn.xb, yb=learn.yb, pred=learn.pred,
+                                         during=self.hooks, after=n_hooks(learn.model)))
 
 def one_batch(model, xb, yb, cb, loss_func=None, cbs=()):
     "What `Grab` sees in a fit of one batch that changes no weights; the model is in training mode"
@@ -119,8 +120,8 @@ def test_table(mode, cat, cont):
     eq(s.layer, 'input')
     eq(s.during, cat); eq(s.after, 0)
 
-config = dict(awd_lstm_clas_config, emb_sz=6, n_hid=8, n_layers=1, output_p=0., hidden_p=0., input_p=0., embed_p=0., weight_p=1e-9)  # fastai's WeightDropout breaks at 0
-def classifier(bptt=20): return get_text_classifier(AWD_LSTM, 30, 3, seq_len=bptt, config=config, ps=[0.], lin_ftrs=[5])
+small = dict(emb_sz=6, n_hid=8, n_layers=1, output_p=0., hidden_p=0., input_p=0., embed_p=0., weight_p=1e-9)  # fastai's WeightDropout breaks at 0
+def classifier(bptt=20): return get_text_classifier(AWD_LSTM, 30, 3, seq_len=bptt, config={**awd_lstm_clas_config, **small}, ps=[0.], lin_ftrs=[5])
 
 def texts(bptt, lens=(24,23,15,14,6)):
     "Texts of random tokens, padded by fastai, all with a token where the last chunk begins: fastai takes the wrong rows otherwise"
@@ -201,8 +202,7 @@ def test_two_inputs(shared, layers):
 @quiet
 def test_language_model():
     "States at each word are mixed before the decoder, and the loss at each word"
-    lm = dict(awd_lstm_lm_config, emb_sz=6, n_hid=8, n_layers=1, output_p=0., hidden_p=0., input_p=0., embed_p=0., weight_p=1e-9)
-    model,x = get_language_model(AWD_LSTM, 30, config=lm),torch.randint(2,30,(4,7))
+    model,x = get_language_model(AWD_LSTM, 30, config={**awd_lstm_lm_config, **small}),torch.randint(2,30,(4,7))
     eq(find_layers(model, x), ['1:input'])
     class First(Callback):
         order = -5
@@ -221,8 +221,8 @@ chosen = dict(
     convnext=(lambda: torchvision.models.convnext_tiny(num_classes=3), ['input','features.1','features.3']),
     swin=(lambda: torchvision.models.swin_t(num_classes=3), ['input','features.1','features.3']),
     mobilenet=(lambda: torchvision.models.mobilenet_v3_small(num_classes=3), ['input','features.0','features.1','features.3']),
-    vit=(lambda: torchvision.models.vit_b_16(image_size=64, num_classes=3, num_layers=8, hidden_dim=48, num_heads=2, mlp_dim=96) if False else
-         torchvision.models.VisionTransformer(64, 16, 8, 2, 48, 96, num_classes=3), ['input','encoder.layers.encoder_layer_1','encoder.layers.encoder_layer_3']),
+    vit=(lambda: torchvision.models.VisionTransformer(64, 16, 8, 2, 48, 96, num_classes=3),
+         ['input','encoder.layers.encoder_layer_1','encoder.layers.encoder_layer_3']),
     unet=(lambda: DynamicUnet(create_body(resnet(), pretrained=False), 2, (64,64)), ['input']))
 
 @quiet
@@ -259,8 +259,9 @@ def test_other_models():
     eq(find_layers(TabularModel([(5,3),(7,4)], 6, 2, [20,10]), x_cat, x_cont), ['input','layers.0','layers.1'])
     eq(find_layers(mlp(), torch.randn(4,6)), ['input','3'])
     eq(find_layers(Transformer(), ids), ['input','body.layers.1','body.layers.3'])
-    eq(find_layers(nn.Sequential(nn.Conv1d(2,8,3,2), nn.ReLU(), nn.Conv1d(8,8,3,2), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3)), torch.randn(4,2,32)), ['input','1'])
-    eq(find_layers(nn.Sequential(nn.Conv3d(1,4,3,2), nn.ReLU(), nn.Conv3d(4,8,3,2), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(8,3)), torch.randn(2,1,16,16,16)), ['input','1'])
+    for nd,conv,pool in ((1,nn.Conv1d,nn.AdaptiveAvgPool1d), (3,nn.Conv3d,nn.AdaptiveAvgPool3d)):
+        model = nn.Sequential(conv(2,4,3,2), nn.ReLU(), conv(4,8,3,2), nn.ReLU(), pool(1), nn.Flatten(), nn.Linear(8,3))
+        eq(find_layers(model, torch.randn(4,2,*[16]*nd)), ['input','1'])
 
 @quiet
 def test_one_at_random():
@@ -281,7 +282,8 @@ def test_one_at_random():
 @pytest.mark.parametrize('how', ['module','position','negative','mixed'])
 def test_ways_to_name(how):
     model = mlp()
-    layers,want = dict(module=(model[1],{'1'}), position=([0,1],{'input','3'}), negative=(-1,{'3'}), mixed=([model[0],'1:input','input'],{'0','1:input','input'}))[how]
+    layers,want = dict(module=(model[1],{'1'}), position=([0,1],{'input','3'}), negative=(-1,{'3'}),
+                       mixed=([model[0],'1:input','input'],{'0','1:input','input'}))[how]
     cb = ManifoldMixUp(layers=layers, n_classes=3)
     g = Grab(cb)
     learner(loaders(*[(torch.randn(4,6),torch.randint(0,3,(4,)))]*40), model, [cb, g]).fit(1)
@@ -355,7 +357,8 @@ class Breaks(nn.Module):
 def test_model_and_loss(ex, where):
     b = Breaks()
     b.ex = ex
-    model = nn.Sequential(net()[:3], net()[3:]) if where=='loss' else nn.Sequential(b, net()[:3], net()[3:]) if 'before' in where else nn.Sequential(net()[:3], b, net()[3:])
+    body,head = net()[:3],net()[3:]
+    model = nn.Sequential(*{'loss':(body,head), 'before the layer':(b,body,head), 'behind the layer':(body,b,head)}[where])
     if where=='loss':
         class Loss(CrossEntropyLossFlat):
             def __call__(self, *args, **kw): b(torch.zeros(1)); return super().__call__(*args, **kw)
@@ -450,7 +453,8 @@ def test_autocast():
         order = 10
         def before_batch(self): self.ctx = torch.autocast('cpu', torch.bfloat16); self.ctx.__enter__()
         def after_loss(self): self.ctx.__exit__(None, None, None)
-    learn = learner(digit_dls(96), net(), [ManifoldMixUp(layers=['input','0','2']), Auto()], loss_func=lambda p,y: CrossEntropyLossFlat()(p.float(), y))
+    loss_func = lambda p,y: CrossEntropyLossFlat()(p.float(), y)
+    learn = learner(digit_dls(96), net(), [ManifoldMixUp(layers=['input','0','2']), Auto()], loss_func)
     learn.fit(1)
     assert learn.recorder.values[-1][0] < 3
 
@@ -467,7 +471,8 @@ def test_distributed(tmp_path):
     dist.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
     try:
         model = mlp()
-        learn = learner(loaders(*[(torch.randn(4,6),torch.randint(0,3,(4,)))]*3), nn.parallel.DistributedDataParallel(model), ManifoldMixUp(layers='1', n_classes=3))
+        dls = loaders(*[(torch.randn(4,6),torch.randint(0,3,(4,)))]*3)
+        learn = learner(dls, nn.parallel.DistributedDataParallel(model), ManifoldMixUp(layers='1', n_classes=3))
         learn.fit(1)
         eq(learn.manifold_mix_up.layer, '1'); eq(n_hooks(model), 0)
     finally: dist.destroy_process_group()
