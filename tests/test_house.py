@@ -52,6 +52,14 @@ def test_all_brings_everything():
     p = python(code.format(ms=sorted(set(exported)-{'train'})))
     assert p.returncode==0, p.stderr[-2000:]
 
+def test_all_shadows_little():
+    "After `from fastai.vision.all import *`, `from fastmix.all import *` changes the three names that it means to change"
+    code = "import importlib, fastmix.all as a\nnames = {n for n in vars(a) if n[0]!='_'}\nfor m in ('vision', 'text', 'tabular'):\n" \
+           "    f = vars(importlib.import_module(f'fastai.{m}.all'))\n    print(*[n for n in names if n in f and f[n] is not getattr(a, n)])"
+    p = python(code)
+    assert p.returncode==0, p.stderr[-2000:]
+    assert set(p.stdout.split()) <= {'MixUp', 'CutMix', 'MixHandler'}
+
 @pytest.mark.parametrize('m', sorted({p.stem for p in package.glob('*.py')}-by_hand))
 def test_one_direction(m):
     assert m in builds_on, f'{m} is new: give it a place in `builds_on` and in CONTRIBUTING.md'
