@@ -9,7 +9,7 @@ __all__ = ['NAMES', 'OPTS', 'SCHEDULES', 'FREE', 'digit_dls', 'BadArgument', 'ch
            'arch_names', 'make_model', 'mix_cbs', 'check_args', 'run_folder', 'Stopped', 'make_learner', 'fit',
            'train_one', 'load_learner_quietly', 'train_cli']
 
-# %% ../nbs/11_train.ipynb #70122963
+# %% ../nbs/11_train.ipynb #0e6065ad
 import difflib
 import json
 import os
@@ -50,8 +50,8 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import nn
 
-from .callback import CutMix, CutMixUp, MixUp, _minmax, _number, _one_of
-from .draw import MODES
+from .callback import CutMix, CutMixUp, MixUp
+from .draw import MODES, _minmax, _number, _one_of
 from .recipe import LONG
 from .schedule import hesitation, off_after, warm_up
 from .show import plot_run
@@ -172,7 +172,7 @@ def mix_cbs(
     if mixup and cutmix: return [CutMixUp(mixup, cutmix, switch_prob, cutmix_minmax, **kw)]
     return [MixUp(mixup, **kw)] if mixup else [CutMix(cutmix, cutmix_minmax, **kw)] if cutmix else []
 
-# %% ../nbs/11_train.ipynb #3cf6ea45
+# %% ../nbs/11_train.ipynb #2e1140d9
 OPTS = dict(adam=Adam, adamw=Adam, sgd=SGD, rmsprop=RMSProp, radam=RAdam, lamb=Lamb, larc=Larc, qhadam=QHAdam, ranger=ranger)
 SCHEDULES = dict(constant=None, off=off_after(.85), warmup=warm_up(.1)*off_after(.85), hesitation=hesitation())
 
@@ -186,7 +186,7 @@ def check_args(
     "Raise `BadArgument` for a value out of range"
     for k in ('mixup','cutmix'): _option(f'--{k}', _number, a[k])
     for k in ('mixup_prob','mixup_switch_prob'): _option('--'+k.replace('_','-'), _number, a[k], 0, 1)
-    _option('--cutmix-minmax', lambda n,v: _minmax(v), a['cutmix_minmax'])
+    _option('--cutmix-minmax', lambda name,v: _minmax(v, name), a['cutmix_minmax'])
     _option('--smoothing', _number, a['smoothing'], 0, 1, below=True)
     for k in ('epochs','bs','size'): _option(f'--{k}', _whole, a[k])
     for k in ('mixup_off_epoch','workers','seed'): _option('--'+k.replace('_','-'), _whole, a[k], lo=0)
@@ -308,7 +308,7 @@ def fit(
                        cbs=CSVLogger('history.csv', append=True))
     if got and learn.epoch+1<a['epochs']: raise Stopped(got[0])
 
-# %% ../nbs/11_train.ipynb #28595906
+# %% ../nbs/11_train.ipynb #97ade1bf
 def _plot(out, name, draw):
     "Save what `draw` draws as a picture"
     axs = draw()
@@ -316,10 +316,9 @@ def _plot(out, name, draw):
     _replace(out/name, lambda o: fig.savefig(o, format='png', dpi=110, bbox_inches='tight'))
     plt.close(fig)
 
-def _save(learn, a, out):
+def _save(learn, out):
     "`model.safetensors` and, last, `model.pkl`, which marks the run as finished"
-    size = learn.dls.one_batch()[0].shape[-1]
-    meta = dict(classes=json.dumps(list(learn.dls.vocab)), arch=a['arch'], size=str(size))
+    meta = dict(classes=json.dumps(list(learn.dls.vocab)))     # one key: safetensors writes several in random order, and runs should be the same byte by byte
     model = learn.model.cpu().to(memory_format=torch.contiguous_format)
     _replace(out/'model.safetensors', lambda o: save_model(model, str(o), metadata=meta))
     _replace(out/'model.pkl', lambda o: learn.export(Path(o).name))
@@ -344,7 +343,7 @@ def train_one(
         raise
     acc = learn.validate()[1]
     _plot(out, 'curves.png', lambda: plot_run(out/'history.csv'))
-    _save(learn, a, out)
+    _save(learn, out)
     return acc
 
 def load_learner_quietly(path, dls):
@@ -381,7 +380,7 @@ def _run(a):
     print(f"written to {out}: {', '.join(sorted(o.name for o in out.iterdir() if o.is_file()))}")
     return acc
 
-# %% ../nbs/11_train.ipynb #8b0fd3d7
+# %% ../nbs/11_train.ipynb #1b890780
 @call_parse(pos=['path'])
 def train_cli(
     path:Path=None, # Folder with train/CLASS/* and val/CLASS/*; none: the digits that come with scikit-learn
@@ -418,6 +417,6 @@ def train_cli(
     try: _run(a)
     except BadArgument as e:
         print(f'fastmix-train: {e}', file=sys.stderr)
-        return 2
-    except Stopped as e: return 128+e.signum
-    except KeyboardInterrupt: return 128+signal.SIGINT
+        raise SystemExit(2) from None
+    except Stopped as e: raise SystemExit(128+e.signum) from None
+    except KeyboardInterrupt: raise SystemExit(128+signal.SIGINT) from None

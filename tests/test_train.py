@@ -1,0 +1,148 @@
+"`fastmix-train` as people use it: real folders, real processes, real signals."
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+import numpy as np, pandas as pd, pytest
+from PIL import Image
+from safetensors import safe_open
+from sklearn.datasets import load_digits
+from fastmix.train import *
+
+FILES = ['args.json','curves.png','history.csv','mixed.png','model.pkl','model.safetensors']
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    "Real digits as PNG files in Imagenette's layout"
+    root = tmp_path_factory.mktemp('data')/'digits-as-files'
+    x,y = load_digits(return_X_y=True)
+    for c in (0,3,8):
+        for k,i in enumerate(np.where(y==c)[0][:24]):
+            f = root/('train' if k<16 else 'val')/NAMES[c]/f'{i}.png'
+            f.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((x[i].reshape(8,8)*15).astype(np.uint8)).resize((40,40)).save(f)
+    return root
+
+def files(d): return sorted(o.name for o in Path(d).iterdir() if o.is_file())
+def everything(d): return sorted(str(o.relative_to(d)) for o in Path(d).rglob('*'))
+def cli(*args): return [sys.executable, '-m', 'fastmix.train', *map(str, args)]
+def start(*args, cwd): return subprocess.Popen(cli(*args), cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, 'OMP_NUM_THREADS':'1'})
+def run(*args, cwd): return subprocess.run(cli(*args), cwd=cwd, capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS':'1'})
+
+def history(d): return pd.read_csv(Path(d)/'history.csv').drop(columns='time')
+def same_run(a, b):
+    "Weights byte by byte, history but for times"
+    assert (Path(a)/'model.safetensors').read_bytes()==(Path(b)/'model.safetensors').read_bytes()
+    pd.testing.assert_frame_equal(history(a), history(b), check_exact=True)
+
+@pytest.mark.filterwarnings('ignore')
+def test_folder(folder, here):
+    "A folder of pictures: all files are written, and each can be used by those who load it"
+    from fastai.learner import load_learner
+    acc = train_cli(folder, epochs=2, size=32, bs=8, lr=1e-2, workers=0, cutmix=.4, mixup=.5, mixup_switch_prob=.4, out='out')
+    assert files('out')==FILES and 0<=acc<=1
+    assert list(history('out').epoch)==[0,1]
+    learn = load_learner('out/model.pkl')
+    cls,_,probs = learn.predict(next((folder/'val'/'three').iterdir()))
+    assert cls in ('eight','three','zero') and abs(probs.sum().item()-1)<1e-5
+    learn.model.eval()
+    with safe_open('out/model.safetensors', 'pt') as f:
+        assert json.loads(f.metadata()['classes'])==['eight','three','zero']
+        state = {k:f.get_tensor(k) for k in f.keys()}
+    model = make_model('small', 3, 32); model.load_state_dict(state)
+    for k,v in learn.model.state_dict().items(): assert (v==state[k]).all(), k
+    args = json.loads(Path('out/args.json').read_text())
+    assert (args['epochs'],args['cutmix'],args['mixup_switch_prob'])==(2,.4,.4)
+    for o in ('mixed.png','curves.png'): assert min(Image.open(f'out/{o}').size)>100
+    assert not [o for o in everything('out') if o.endswith('.tmp')]
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('kw', [dict(arch='resnet18'), dict(arch='xresnet18'), dict(arch='resnet10t'), dict(mixup=0., cutmix=0.), dict(mixup_mode='elem'), dict(cutmix_minmax=(.2,.6)),
+    dict(mixup_off_epoch=1), dict(schedule='hesitation'), dict(schedule='constant', smoothing=.1), dict(ema=.9, clip=1.), dict(opt='lamb', wd=.02), dict(amp='bf16', channels_last=True)], ids=str)
+def test_options(folder, here, kw):
+    acc = train_cli(folder, epochs=1, size=32, bs=16, workers=0, out='out', **kw)
+    assert files('out')==[f for f in FILES if f!='mixed.png' or kw.get('mixup')!=0.] and 0<=acc<=1
+    if kw.get('mixup')==0.: assert 'mix_prob' not in history('out') or (history('out').mix_prob.fillna(0)==0).all()
+
+@pytest.mark.filterwarnings('ignore')
+def test_compare_and_default_folders(here, capsys):
+    train_cli(epochs=1, compare=True, lr=1e-2)
+    out = capsys.readouterr().out
+    assert 'with mixing, ' in out and 'without' in out
+    assert files('runs/digits')==FILES and 'history.csv' in files('runs/digits/plain')
+    train_cli(epochs=1, lr=1e-2)
+    assert sorted(os.listdir('runs'))==['digits','digits-2']
+    same_run('runs/digits', 'runs/digits-2')                           # the same seed, the same run
+
+bad = [(dict(mixup=-1.), '--mixup -1.0'), (dict(cutmix=float('nan')), '--cutmix nan'), (dict(mixup_prob=1.5), '--mixup-prob 1.5'), (dict(mixup_switch_prob=-.1), '--mixup-switch-prob -0.1'),
+    (dict(cutmix_minmax=[.8,.2]), '--cutmix-minmax'), (dict(mixup_mode='all'), "--mixup-mode 'all'"), (dict(mixup_off_epoch=-1), '--mixup-off-epoch -1'), (dict(smoothing=1.), '--smoothing 1.0'),
+    (dict(epochs=0), '--epochs 0'), (dict(lr=0.), '--lr 0'), (dict(lr=-1.), '--lr -1'), (dict(bs=0), '--bs 0'), (dict(size=0), '--size 0'), (dict(arch='resnet19'), '--arch resnet19.*resnet18'),
+    (dict(seed=-1), '--seed -1'), (dict(opt='adagrad'), "--opt 'adagrad'"), (dict(wd=-.1), '--wd -0.1'), (dict(ema=1.), '--ema 1.0'), (dict(clip=0.), '--clip 0'), (dict(amp='fp8'), "--amp 'fp8'"),
+    (dict(schedule='late'), "--schedule 'late'"), (dict(workers=-1), '--workers -1'), (dict(path='nowhere'), 'nowhere: no such folder'), (dict(arch='inception_v3'), '--arch inception_v3: cannot take pictures of 8 pixels')]
+@pytest.mark.parametrize('kw,says', bad, ids=[s for _,s in bad])
+def test_bad_arguments(here, kw, says):
+    with pytest.raises(BadArgument, match=says): train_cli(**kw)
+    assert everything(here)==[]                                        # nothing is left behind
+
+def damaged(folder, to, how):
+    import shutil
+    shutil.copytree(folder, to)
+    if how=='empty class': (to/'train'/'nine').mkdir()
+    elif how=='one side only': (to/'val'/'nine').mkdir(); shutil.copy(next((to/'val'/'three').iterdir()), to/'val'/'nine')
+    elif how=='unreadable': (to/'val'/'three'/'bad.png').write_bytes(b'no picture')
+    elif how=='truncated': f = next((to/'train'/'zero').iterdir()); f.write_bytes(f.read_bytes()[:60])
+    elif how=='no val': shutil.rmtree(to/'val')
+    return to
+
+@pytest.mark.parametrize('how,says', [('empty class','nine has no pictures'), ('one side only','class nine is in .*val only'), ('unreadable','bad.png cannot be read'),
+                                      ('truncated','png cannot be read'), ('no val','has no folder val/')])
+def test_bad_folders(folder, here, how, says):
+    d = damaged(folder, here/'d', how); before = everything(here)
+    with pytest.raises(BadArgument, match=says): train_cli(d, epochs=1)
+    assert everything(here)==before
+
+def test_a_batch_larger_than_the_data(folder, here):
+    with pytest.raises(BadArgument, match='--bs 500'): train_cli(folder, bs=500, workers=0)
+
+@pytest.mark.parametrize('args,says', [(['nowhere'], 'fastmix-train: nowhere: no such folder'), (['--mixup','-1'], 'fastmix-train: --mixup -1.0: must be'), (['--epochs','many'], 'invalid int value')])
+def test_one_line_and_exit_code_2(here, args, says):
+    p = run(*args, cwd=here)
+    assert p.returncode==2 and says in p.stderr and 'Traceback' not in p.stderr+p.stdout
+    assert len([l for l in p.stderr.splitlines() if l.startswith('fastmix-train: ')])<=1 and everything(here)==[]
+
+def wait_for(d, rows, p):
+    "Until the history has so many epochs"
+    f = Path(d)/'history.csv'
+    for _ in range(3000):
+        if p.poll() is not None: raise AssertionError(p.communicate()[0][-3000:])
+        if f.exists() and len(f.read_text().splitlines())>rows: return
+        time.sleep(.05)
+    raise AssertionError('too slow')
+
+def test_kill_and_signals(here):
+    """A run that is killed, told to terminate and interrupted, and continued each time by the same command, ends as an undisturbed one: weights byte by
+    byte, history but for times"""
+    args = ['--epochs', 7, '--lr', .01, '--ema', .9]
+    p = start(*args, '--out', 'a', cwd=here)
+    assert p.wait()==0, p.communicate()[0][-3000:]
+    p = start(*args, '--out', 'b', cwd=here); wait_for(here/'b', 1, p); p.kill(); p.wait()
+    assert not (here/'b'/'model.pkl').exists()
+    p = start(*args, '--out', 'b', cwd=here); wait_for(here/'b', 2, p); p.send_signal(signal.SIGTERM)
+    said = p.communicate()[0]
+    assert p.returncode==128+signal.SIGTERM and 'Traceback' not in said and 'stopping at the end of this epoch' in said
+    p = start(*args, '--out', 'b', cwd=here); wait_for(here/'b', 4, p); p.send_signal(signal.SIGINT)
+    said = p.communicate()[0]
+    assert p.returncode==128+signal.SIGINT and 'Traceback' not in said
+    q = run(*args, '--out', 'b', cwd=here)
+    assert q.returncode==0, q.stdout+q.stderr
+    same_run(here/'a', here/'b')
+    assert list(history(here/'b').epoch)==list(range(7))
+    q = run(*args, '--out', 'b', '--resume', cwd=here)
+    assert q.returncode==0 and 'finished' in q.stdout
+    q = run(*args, '--out', 'b', cwd=here)
+    assert q.returncode==2 and 'holds a finished run' in q.stderr
+    q = run(*args[2:], '--epochs', 9, '--out', 'b', cwd=here)
+    assert q.returncode==2 and '--epochs 7, not 9' in q.stderr
