@@ -44,7 +44,7 @@ def _tensors(o):
     if isinstance(o, Tensor): return [o]
     return [t for v in (o.values() if isinstance(o, dict) else o if isinstance(o, (tuple,list)) else ()) for t in _tensors(v)]
 
-# %% ../nbs/05_hidden.ipynb #da33a3bb
+# %% ../nbs/05_hidden.ipynb #3411ba40
 def _run(model, xb):
     "What happens in `model` to the first and the last sample of `xb`"
     names = {m:k for k,m in model.named_modules()}
@@ -61,7 +61,8 @@ def _run(model, xb):
         xb = [_fresh(o) if o.is_floating_point() else o for o in xb]
         sources += [(i, _node(o)) for i,o in enumerate(xb) if o.requires_grad and o.numel()]
         try:
-            for m in names: handles += [m.register_forward_pre_hook(enter), m.register_forward_hook(leave)]
+            for m in names:
+                if not isinstance(m, torch.jit.ScriptModule): handles += [m.register_forward_pre_hook(enter), m.register_forward_hook(leave)]
             out = model(*xb)
         finally:
             for h in handles: h.remove()
@@ -204,11 +205,11 @@ def _place(model, o, trace, xb, found):
     s = _spot(model, o)
     return _Place(s.name, (), (s,))
 
-# %% ../nbs/05_hidden.ipynb #525a3a45
+# %% ../nbs/05_hidden.ipynb #82c4ae8e
 def _check_spot(s, trace):
     "Refuse a spot that cannot be mixed; returns its nodes in the graph"
     seen = [c.into if s.side=='input' else c.out for c in trace.calls if c.module is s.module]
-    if not seen: _refuse(s.name, "this layer does not run when the model does, so nothing of it can be mixed")
+    if not seen: _refuse(s.name, "this layer does not run when the model does, or runs as compiled code, so nothing of it can be mixed")
     what = 'is given' if s.side=='input' else 'gives'
     for o in seen:
         if o.kind!='float': _refuse(s.name, f"it {what} {o.kind}, and only one tensor of floats can be mixed; name one inside or after it")
@@ -256,12 +257,12 @@ class _Tokens:
         own,partner = (w[:m,start:start+k,None].to(x.dtype) for w in (self.own,self.partner))
         return own*x + partner*plan.take(F.pad(x, (0,0,0,0,0,plan.n-m)))[:m]
 
-# %% ../nbs/05_hidden.ipynb #3d479c6f
+# %% ../nbs/05_hidden.ipynb #9af59095
 class _Hook:
     "Blends what comes out of a layer, or goes into it, until `remove`"
     def __init__(self, spot, plan, tokens):
         self.name,self.plan,self.tokens,self.calls,self.start = spot.name,plan,tokens if _pad(spot.module) is not None else None,0,0
-        m = spot.module
+        self.module = m = spot.module
         self.remove = (m.register_forward_pre_hook(self.into) if spot.side=='input' else m.register_forward_hook(self.out)).remove
 
     def into(self, module, args): return (self.blend(args[0]), *args[1:])
@@ -269,9 +270,12 @@ class _Hook:
 
     def blend(self, x):
         self.calls += 1
+        if not torch.is_grad_enabled() and any(p.requires_grad for p in self.module.parameters()): _refuse(self.name,
+            "it runs without gradients though it is trained, as in gradient checkpointing, which would run it again, unmixed; "
+            "name a layer outside of what is checkpointed")
         if self.tokens is None:
             if len(x)!=self.plan.n:
-                _refuse(self.name, f"it has shape {tuple(x.shape)} for {self.plan.n} samples, and only what has a row for each can be mixed")
+                _refuse(self.name, f"it has shape {tuple(x.shape)} for {self.plan.n} samples; only what has a row for each can be mixed")
             return blend(x, self.plan)
         start,self.start = self.start,self.start+x.shape[1]
         return self.tokens.blend(x, self.plan, start)

@@ -1,7 +1,7 @@
 """ManifoldMixUp: values against slow references that mix one sample after the other, hooks that are gone however a fit ends, models of
 every kind, and a reason for whatever is refused."""
 import pickle,sys,warnings
-import pytest, torch, torchvision
+import pytest, torch, torchvision, torch.utils.checkpoint
 from digits import *
 from copy import deepcopy
 from house import root
@@ -509,6 +509,14 @@ class Eager(nn.Module):
         self.n += 1
         return self.skip(self.a(x) if self.n<2 else x)
 
+class Checkpointed(nn.Module):
+    def __init__(self, how): super().__init__(); self.a,self.head,self.how = nn.Linear(6,6),nn.Linear(6,3),how
+    def forward(self, x): return self.head(torch.utils.checkpoint.checkpoint(self.a, x+self.head.bias[0], use_reentrant=self.how))
+
+class Scripted(nn.Module):
+    def __init__(self): super().__init__(); self.a,self.head = torch.jit.script(nn.Sequential(nn.Linear(6,6), nn.ReLU())),nn.Linear(6,3)
+    def forward(self, x): return self.head(self.a(x))
+
 def compiled(m): m.compile(backend='eager'); return m
 x,ids = torch.randn(4,6),torch.randint(2,9,(4,7))
 refused = {
@@ -533,6 +541,9 @@ refused = {
     'compiled': (lambda: compiled(mlp()), (x,), '0', 'compile it after training'),
     'compiled by wrapper': (lambda: torch.compile(mlp(), backend='eager'), (x,), None, 'compile it after training'),
     'compiled in part': (lambda: nn.Sequential(compiled(nn.Linear(6,6)), nn.Linear(6,3)), (x,), '0', 'compile it after training'),
+    'scripted': (Scripted, (x,), 'a', 'runs as compiled code'),
+    'checkpointed': (lambda: Checkpointed(True), (x,), 'a', 'as in gradient checkpointing'),
+    'checkpointed anew': (lambda: Checkpointed(False), (x,), 'a', 'A different number of tensors was saved'),
     'needs its batch': (Fails, (x,), 'a', 'does not run on two samples in evaluation mode'),
     'left out': (Eager, (x,), 'a', "'a' did not run in this batch, so its labels would be mixed and its samples not"),
     'not a tensor': (mlp, ([1,2],), '0', 'only tensors can be mixed')}
