@@ -44,7 +44,7 @@ def _tensors(o):
     if isinstance(o, Tensor): return [o]
     return [t for v in (o.values() if isinstance(o, dict) else o if isinstance(o, (tuple,list)) else ()) for t in _tensors(v)]
 
-# %% ../nbs/05_hidden.ipynb #3411ba40
+# %% ../nbs/05_hidden.ipynb #21179d6a
 def _run(model, xb):
     "What happens in `model` to the first and the last sample of `xb`"
     names = {m:k for k,m in model.named_modules()}
@@ -62,7 +62,8 @@ def _run(model, xb):
         sources += [(i, _node(o)) for i,o in enumerate(xb) if o.requires_grad and o.numel()]
         try:
             for m in names:
-                if not isinstance(m, torch.jit.ScriptModule): handles += [m.register_forward_pre_hook(enter), m.register_forward_hook(leave)]
+                if isinstance(m, torch.jit.ScriptModule): continue
+                handles += [m.register_forward_pre_hook(enter), m.register_forward_hook(leave)]
             out = model(*xb)
         finally:
             for h in handles: h.remove()
