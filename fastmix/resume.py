@@ -7,14 +7,15 @@ Docs: https://fastmix.github.io/fastmix/resume.html.md"""
 # %% auto #0
 __all__ = ['write_checkpoint', 'read_checkpoint', 'newest_checkpoint', 'Resume']
 
-# %% ../nbs/07_resume.ipynb #5a37d29a
-import errno,inspect,os,random,re,time,warnings
+# %% ../nbs/07_resume.ipynb #81cfe90a
+import errno,inspect,os,platform,random,re,time,warnings
 from collections import Counter,OrderedDict
 from contextlib import contextmanager
 from functools import partial
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -203,7 +204,7 @@ def _set_aside(folder):
     for f in files: os.replace(f, folder/f'old_{n}'/f.name)
     _sync(folder)
 
-# %% ../nbs/07_resume.ipynb #b844af22
+# %% ../nbs/07_resume.ipynb #4fb8b161
 _held = {} # Folders that a learner of this process trains into, with the open lock file
 
 def _lock(folder):
@@ -214,17 +215,21 @@ def _lock(folder):
     try:
         if fcntl: fcntl.lockf(f, fcntl.LOCK_EX|fcntl.LOCK_NB)
     except OSError as e:
-        f.close()
         if e.errno in (errno.EACCES,errno.EAGAIN):
-            raise RuntimeError(f"Another process is training into {folder}: wait for it, end it, or choose another name") from None
-        raise
+            f.seek(0)
+            with f: who = f.read()
+            raise RuntimeError(f"Process {who} is training into {folder}: wait for it, end it, or choose another name") from None
+        if e.errno not in (errno.ENOLCK,errno.ENOTSUP,errno.ENOSYS): raise # a file system without locks: go on
+    f.truncate(0)
+    f.write(f'{os.getpid()} on {platform.node()}')
+    f.flush()
     _held[key] = f
 
 def _unlock(folder):
     f = _held.pop(str(folder.resolve()), None)
     if f: f.close()
 
-# %% ../nbs/07_resume.ipynb #2c225e05
+# %% ../nbs/07_resume.ipynb #8f92427a
 _generators = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 
 def _random_state():
@@ -250,27 +255,31 @@ def _inner(dl):
 
 def _loaders(dls): return [_inner(dl) for dl in dls.loaders]
 
-def _loader_parts(dl):
-    "The loader and the objects in it that may keep a generator"
-    d = vars(dl)
-    parts = {'loader':dl, **{k:d[k] for k in ('dataset','sampler','batch_sampler') if d.get(k) is not None}}
-    if hasattr(d.get('batch_sampler'), 'sampler'): parts['inner_sampler'] = d['batch_sampler'].sampler
-    return {k:vars(o) for k,o in parts.items() if hasattr(o, '__dict__')}
+def _generators_in(o, path='', seen=None):
+    "`(path, generator)` for the generators in `o`, its attributes and theirs; long lists are data and not looked into"
+    seen = set() if seen is None else seen
+    if isinstance(o, _generators): yield path,o
+    if id(o) in seen or path.count('.')>12 or isinstance(o, (str,bytes,type,ModuleType,Tensor,np.ndarray,Learner,*_generators)): return
+    seen.add(id(o))
+    if isinstance(o, (list,tuple,L)): items = enumerate(o) if len(o)<=100 else ()
+    else: items = o.items() if isinstance(o, dict) and len(o)<=100 else getattr(o, '__dict__', {}).items()
+    for k,v in list(items):
+        if k!='_iterator': yield from _generators_in(v, f'{path}.{k}', seen)
 
 def _loader_state(dl):
-    "The generators that a loader has, and the order of a language model's texts"
-    res = {k:{n:_plain(g) for n,g in d.items() if isinstance(g, _generators)} for k,d in _loader_parts(dl).items()}
+    "The generators in a loader, and the order of a language model's texts"
+    res = dict(generators={k:_plain(g) for k,g in _generators_in(dl)})
     if hasattr(dl, 'make_chunks'): res['order'] = list(map(int, dl.items.idxs))
     return res
 
 def _set_loader_state(dl, state):
-    for k,d in _loader_parts(dl).items():
-        for n,p in state.get(k, {}).items(): _unplain(p, d.get(n))
+    for k,g in _generators_in(dl):
+        if k in state['generators']: _unplain(state['generators'][k], g)
     if 'order' in state and hasattr(dl, 'make_chunks'):
         for i,v in enumerate(state['order']): dl.items.idxs[i] = v # loader and lengths share this list
         dl.make_chunks()
 
-# %% ../nbs/07_resume.ipynb #60063780
+# %% ../nbs/07_resume.ipynb #5bdef95d
 def _named(learn):
     "The callbacks that belong to the run, by class name, numbered where a class occurs again"
     seen,res = Counter(),{}
@@ -289,12 +298,19 @@ def _settings(cb):
     return {k:_curve(vars(cb)[k]) if k=='schedule' else _describe(vars(cb)[k]) for k in sorted(names)}
 
 def _callback_state(cb, settings):
-    "What `cb` remembers, without its `settings`"
+    "What `cb` remembers, without those of its `settings` that are plain values"
     if _has_state(cb): return _plain(cb.state_dict())
-    return _plain_attrs(vars(cb), {'learn', *settings, *(() if isinstance(cb, Recorder) else cb._stateattrs)})
+    fixed = {k for k in settings if vars(cb)[k] is None or type(vars(cb)[k]) in (bool,int,float,str)}
+    res = _plain_attrs(vars(cb), {'learn', *fixed, *(() if isinstance(cb, Recorder) else cb._stateattrs)})
+    inside = {k:_plain(g) for k,g in _generators_in({k:v for k,v in vars(cb).items() if k not in res and k!='learn'})}
+    return {**res, _key+' generators':inside} if inside else res
 
 def _set_callback_state(cb, state, device='cpu'):
     if _has_state(cb): return cb.load_state_dict(_unplain(state, device=device))
+    state = dict(state)
+    inside = state.pop(_key+' generators', {})
+    for k,g in _generators_in({k:v for k,v in vars(cb).items() if k not in state and k!='learn'}):
+        if k in inside: _unplain(inside[k], g)
     for k,v in state.items(): cb.__dict__[k] = _unplain(v, cb.__dict__.get(k), device)
 
 # %% ../nbs/07_resume.ipynb #4f14b867
@@ -409,7 +425,7 @@ def _describe_run(learn, loss):
             'optimizer':_describe_opt(learn, schedules), 'schedule':schedules, 'loss function':loss,
             'callbacks':{k:_settings(cb) for k,cb in cbs.items() if not _only_shows(cb)}}
 
-# %% ../nbs/07_resume.ipynb #39e6de5d
+# %% ../nbs/07_resume.ipynb #755b5291
 def _same(a, b):
     if isinstance(a, float) and isinstance(b, (int,float)): return a==b or abs(a-b)<=1e-9*max(abs(a), abs(b)) or (a!=a and b!=b)
     if isinstance(a, list) and isinstance(b, list): return len(a)==len(b) and all(map(_same, a, b))
@@ -420,13 +436,15 @@ def _where(name, here, saved):
     "Where two descriptions differ, as lines of text"
     if _same(here, saved): return []
     if isinstance(here, dict) and isinstance(saved, dict):
-        lines = [f'{name}: {k} is not in the checkpoint' for k in here if k not in saved]
-        lines += [f'{name}: {k} is only in the checkpoint' for k in saved if k not in here]
-        return lines + [l for k in here if k in saved for l in _where(f'{name}, {k}', here[k], saved[k])]
+        lines = [l for k in here if k in saved for l in _where(f'{name}, {k}', here[k], saved[k])]
+        lines += [f'{name}: {k} is not in the checkpoint' for k in here if k not in saved]
+        return lines + [f'{name}: {k} is only in the checkpoint' for k in saved if k not in here]
     if isinstance(here, list) and isinstance(saved, list) and len(here)==len(saved)>4:
         return [l for i,(a,b) in enumerate(zip(here, saved)) for l in _where(name, a, b)]
-    def show(o): return str(o).strip() if len(str(o))<80 else str(o).strip()[:77]+'...'
-    return [f'{name}: {show(here)} here, {show(saved)} in the checkpoint']
+    a,b = str(here).strip(),str(saved).strip()
+    i = max(len(os.path.commonprefix([a, b]))-20, 0) if max(len(a), len(b))>80 else 0
+    a,b = (('...' if i else '')+o[i:i+77]+('...' if len(o)>i+77 else '') for o in (a,b))
+    return [f'{name}: {a} here, {b} in the checkpoint']
 
 def _differences(here, saved, same_torch=True):
     "What is different between two descriptions of a run, at most three lines on each aspect"
@@ -548,7 +566,7 @@ def _restore_csv(self:Resume):
     for cb in self.learn.cbs:
         if isinstance(cb, CSVLogger) and not _rank(): self._replace_csv(cb, f:=self.learn.path/cb.fname, self._csv.get(str(f)) or b'')
 
-# %% ../nbs/07_resume.ipynb #ab9030bb
+# %% ../nbs/07_resume.ipynb #59c0bfff
 def _environment(learn):
     "What should be the same for the same bits, but need not be for a run to go on"
     dev = next(learn.model.parameters()).device
@@ -573,6 +591,7 @@ def _os_error(self:Resume, e, path):
     return type(e)(e.errno, f"{e.strerror}: Resume('{self.run_name}') cannot write {path}. What is saved already is whole: "
                    "make room, or make the folder writable, and make the same call again")
 
+# %% ../nbs/07_resume.ipynb #73dbee23
 @patch
 def _begin(self:Resume):
     "Number of epochs that are done, with the learner as it was after them"
@@ -584,6 +603,7 @@ def _begin(self:Resume):
     saved = _first(self._prepare)
     self._run,self._rows,self._starts,self._pause,self._saved_at = _describe_run(learn, self._loss),[],{},False,time.time()
     self._before = {k:_settings(cb) for k,cb in _named(learn).items()}
+    if saved and saved['format']!=1: raise ValueError(f"The checkpoint in {self.folder} was written by a newer fastmix: use that one")
     env = _environment(learn)
     d = sum(_gather(_differences(self._run, saved['run'], env['torch']==saved['environment']['torch'])), []) if saved else []
     if not saved or (d and not saved['done']): # nothing is lost of a run that was stopped in its first epoch

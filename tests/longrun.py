@@ -42,9 +42,10 @@ def model(width=8):
 def halves(m): return [params(m[:6]), params(m[6:])]
 
 def learner(path, seed=1, dls=None, width=8, n=320, bs=64, workers=0, plain=False, splitter=halves, cbs=(), noise=True, **kw):
+    Path(path).mkdir(parents=True, exist_ok=True)
     set_seed(seed)
     learn = Learner(loaders(n, bs, workers, plain) if dls is None else dls, model(width), CrossEntropyLossFlat(), path=Path(path), splitter=splitter,
-                    metrics=accuracy, cbs=([Noise()] if noise else [])+list(cbs), **kw)
+                    metrics=accuracy, cbs=([Noise()] if noise else [])+list(L(cbs)), **kw)
     return learn
 
 class Stop(Callback):
@@ -74,23 +75,28 @@ def fingerprint(learn, csv=None):
     res['smooth'] = digest([rec.smooth_loss.count, rec.smooth_loss.val, learn.smooth_loss, learn.final_record, learn.train_iter, learn.epoch])
     if csv: res['csv'] = [l.rpartition(',')[0] for l in (learn.path/csv).read_text().splitlines()]
     res['draws'] = digest([random.random(), np.random.rand(2), torch.rand(2)])
-    res['preds'] = digest(list(learn.get_preds()))
-    res['train preds'] = digest(list(learn.get_preds(0)))
+    learn.model.eval()
+    with torch.no_grad(): res['preds'] = digest([learn.model(to_device(b[0], next(learn.model.parameters()).device)) for dl in learn.dls.loaders for b in dl])
     return res
 
 recipes = dict(
     one_cycle=lambda learn,n,cbs: learn.fit_one_cycle(n, 1e-2, cbs=[CSVLogger(), MixUp(), *cbs]),
     slices=lambda learn,n,cbs: learn.fit_one_cycle(n, slice(1e-3,1e-2), wd=.1, cbs=[MixUp(), *cbs]),
     flat_cos=lambda learn,n,cbs: learn.fit_flat_cos(n, 5e-3, cbs=[CSVLogger(), *cbs]),
-    plateau=lambda learn,n,cbs: learn.fit(n, 2e-2, cbs=[ReduceLROnPlateau(patience=1, min_delta=.05), SaveModelCallback(fname='best'), CSVLogger(), *cbs]),
-    early=lambda learn,n,cbs: learn.fit(n, 2e-2, cbs=[EarlyStoppingCallback(patience=2, min_delta=.05), SaveModelCallback(fname='best'), CSVLogger(), *cbs]),
+    plateau=lambda learn,n,cbs: learn.fit(n, 2e-2, cbs=[ReduceLROnPlateau(patience=1, min_delta=.35), SaveModelCallback(fname='best'), CSVLogger(), *cbs]),
+    early=lambda learn,n,cbs: learn.fit(n, 2e-2, cbs=[EarlyStoppingCallback(patience=2, min_delta=.7), SaveModelCallback(fname='best'), CSVLogger(), *cbs]),
     accumulate=lambda learn,n,cbs: learn.fit_one_cycle(n, 1e-2, cbs=[GradientAccumulation(n_acc=130), GradientClip(.5), *cbs]),
 )
 
-if __name__=='__main__':
+def train(path, recipe='one_cycle', n=6, workers=0, resume='run'):
+    "Train in `path`, made afresh or continued, and write the fingerprint"
     torch.set_num_threads(1)
-    path,recipe,n,workers = Path(sys.argv[1]),*(sys.argv[2:]+['one_cycle','6','0'][len(sys.argv)-2:])
+    path = Path(path)
     learn = learner(path, workers=int(workers))
-    with learn.no_bar(): recipes[recipe](learn, int(n), [Resume('run')])
+    with learn.no_bar(),learn.no_logging(): recipes[recipe](learn, int(n), [Resume(resume)] if resume else [])
     csv = 'history.csv' if (path/'history.csv').exists() else None
     (path/'end.json').write_text(json.dumps(fingerprint(learn, csv), indent=1))
+
+__all__ = [n for n in globals() if not n.startswith(('test','_'))]  # fastai's star brings fastcore's test functions, which pytest would collect
+
+if __name__=='__main__': train(*sys.argv[1:])
