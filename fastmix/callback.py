@@ -286,13 +286,13 @@ def _big_ints(s):
     if isinstance(s, dict): return {k:_big_ints(v) for k,v in s.items()}
     return int(s) if isinstance(s, str) and s.isdigit() else s
 
-# %% ../nbs/04_callback.ipynb #3c252815
+# %% ../nbs/04_callback.ipynb #555b33de
 class MixUp(MixHandler):
     "[MixUp](https://arxiv.org/abs/1710.09412): each sample blended with another, keeping at least half of itself"
     def __init__(self,
         alpha:float=.4, # Of Beta(alpha,alpha), 0 or more: small mixes little, 0 not at all
         *, mode:str='elem', # Who shares a weight: `'elem'`, `'pair'` or `'batch'`
-        partner:str='random', # `'random'`, or `'close'`: drawn by how close its (first) target is, for regression
+        partner:str='random', # `'random'`, or `'close'`: drawn by how close the target is, for regression
         bandwidth:float|None=None, # What close means, in the unit of the target; `None`: from the spread of the batch
         **kwargs # As `MixHandler`
     ):
@@ -307,13 +307,12 @@ class MixUp(MixHandler):
         plan = draw_mixup(self.rng, n, self.alpha, self.mode, prob, strength)
         return plan if self.partner=='random' or not plan.mixes else self._choose(plan)
 
-# %% ../nbs/04_callback.ipynb #13bf9f61
+# %% ../nbs/04_callback.ipynb #2c08775e
 @patch
 def _choose(self:MixUp, plan):
     "`plan` with partners drawn by the closeness of their targets"
-    y = self.learn.yb[0]
-    if not y.is_floating_point(): raise ValueError(
-        f"partner='close' compares targets as numbers, but they have dtype {y.dtype}: use partner='random'")
+    y = next((o for o in self.learn.yb if o.is_floating_point()), None)
+    if y is None: raise ValueError("partner='close' compares targets as numbers, but they are whole numbers, classes: use partner='random'")
     plan.partner = close_partners(y, int(self.rng.integers(2**62)), self.bandwidth)
     return plan
 
