@@ -264,11 +264,11 @@ def test_ema_values(folder):
         def __init__(self, k): self.k = k
         def after_train(self): seen[self.k] = self.learn.ema.decay,self.learn.ema._n
         def after_step(self):
-            if self.learn.ema._n>300: seen[f'{self.k} last'] = self.learn.ema._decay_now()
+            if self.learn.ema._n>160: seen[f'{self.k} last'] = self.learn.ema._decay_now()
     for k,ema,cbs in [('true',True,[]), ('number',.7,[]), ('own',EMA(.6),[]), ('accumulated',True,[GradientAccumulation(40)])]:
-        learner(folder).fit_long(2 if k!='true' else 60, ema=ema, schedule=None, columns=False, cbs=[Look(k),*cbs])
+        learner(folder).fit_long(2 if k!='true' else 30, ema=ema, schedule=None, columns=False, cbs=[Look(k),*cbs])
     assert seen['true'][0] is None and seen['number']==(.7,12) and seen['own']==(.6,12) and seen['accumulated'][1]==6
-    assert abs(seen['true last']-(1-1/(.04*360)))<1e-9
+    assert abs(seen['true last']-(1-1/(.04*180)))<1e-9
 
 def test_ema_of_half_precision(folder):
     "Small changes are not lost to the rounding of bfloat16"
@@ -345,13 +345,13 @@ def test_interrupted_while_validating(folder, ex, k):
     class Note(Callback):
         def after_train(self): seen.append(weights(self.learn))
     learn = learner(folder, MixUp)
-    with pytest.raises(ex): learn.fit_long(3, 1e-2, ema=True, cbs=[InValid(ex, k), Note])
+    with pytest.raises(ex): learn.fit_long(3, 1e-2, ema=EMA(.9, swap=False), cbs=[InValid(ex, k), Note])
     assert same(weights(learn), seen[1])
 
 @pytest.mark.parametrize('k', [1,2])
 def test_cancelled_while_validating(folder, k):
     learn = learner(folder, MixUp)
-    learn.fit_long(3, 1e-2, ema=True, cbs=InValid(CancelValidException, k))
+    learn.fit_long(3, 1e-2, ema=.9, cbs=InValid(CancelValidException, k))
     assert len(learn.recorder.values)==3 and len(learn.recorder.values[2])==len(learn.recorder.metric_names)-2
 
 # --- clipping
@@ -396,12 +396,12 @@ def test_nothing_is_left(folder, ev, ex, order):
     learn.logger = log
     loss_func,cbs,names = learn.loss_func,list(learn.cbs),set(vars(learn))
     csv = [CSVLogger] if (ev,ex,order)!=('before_fit',CancelFitException,-20) else []     # fastai's closes a file that it has not opened
-    def fit(): learn.fit_long(2, 1e-2, ema=True, clip=1., cbs=[MixUp, *csv, Raise(ev, ex, order)])
+    def fit(): learn.fit_long(2, 1e-2, ema=.9, clip=1., cbs=[MixUp, *csv, Raise(ev, ex, order)])
     with contextlib.nullcontext() if ex is CancelFitException and ev!='after_fit' else pytest.raises(ex): fit()
     assert learn.logger is log and learn.loss_func is loss_func and learn.cut_mix.schedule is None
     assert [id(o) for o in learn.cbs]==[id(o) for o in cbs] and all(getattr(learn, cb.name) is cb and cb.learn is learn for cb in cbs)
     assert not {'mix_up','ema','mix_recorder','param_scheduler','raise','c_s_v_logger','csv_logger'} & set(vars(learn))
-    learn.fit_long(1, 1e-2, ema=True)
+    learn.fit_long(1, 1e-2, ema=.9)
     assert len(learn.recorder.losses)==6 and len(learn.validate())==2
 
 def test_ones_own_stand_in(folder):
@@ -452,7 +452,7 @@ def full(learn, ema): return weights(learn), copy.deepcopy(ema._avg), learn.reco
 def test_resumed(folder, stop, swap, cbs):
     "Interrupted, and the same call again: weights, average, curves and table are those of a run that was never interrupted, bit by bit"
     def fit(name):
-        learn,ema = learner(folder, [CutMixUp(), CSVLogger(f'{name}.csv')] if cbs else CSVLogger(f'{name}.csv'), p=.5),EMA(swap=swap)
+        learn,ema = learner(folder, [CutMixUp(), CSVLogger(f'{name}.csv')] if cbs else CSVLogger(f'{name}.csv'), p=.5),EMA(.9, swap=swap)
         learn.fit_long(6, 1e-2, save=name, ema=ema, clip=.5, cbs=Stop(stop))
         return full(learn, ema)
     with pytest.raises(KeyboardInterrupt): fit('stopped')
@@ -497,7 +497,7 @@ def test_discriminative_and_frozen(folder):
 
 def test_exported_afterwards(folder):
     learn = learner(folder, MixUp)
-    learn.fit_long(2, 1e-2, ema=True)
+    learn.fit_long(2, 1e-2, ema=.9)
     preds = learn.get_preds()[0]
     learn.export('x.pkl')
     other = load_learner(learn.path/'x.pkl')
