@@ -316,9 +316,14 @@ def test_ema_without(folder):
 @pytest.mark.parametrize('monitor', ['ema_valid_loss','ema_accuracy'])
 def test_ema_is_monitored(folder, monitor):
     learn = learner(folder, [SaveModelCallback(monitor=monitor, fname='best'), EarlyStoppingCallback(monitor=monitor, patience=9)])
-    learn.fit_long(3, 1e-2, ema=.5, schedule=None)
+    seen = []
+    class Note(Callback):
+        def after_train(self): seen.append(weights(self.learn))
+    learn.fit_long(3, 1e-2, ema=.5, schedule=None, cbs=Note)
     i = list(learn.recorder.metric_names[1:]).index(monitor)
-    assert learn.save_model.best == (min if 'loss' in monitor else max)(r[i] for r in learn.recorder.values)
+    values = [r[i] for r in learn.recorder.values]
+    assert learn.save_model.best == (min if 'loss' in monitor else max)(values)
+    assert same(weights(learn), seen[values.index(learn.save_model.best)])        # the model's own weights of that epoch
 
 def test_early_stopping_swaps(folder):
     "A run that is ended by a callback ends as other runs do"
