@@ -100,12 +100,14 @@ def _ce_smooth(logp, ce):
     if ce.weight is not None and not ce.plain_smooth: logp = logp * _by_class(ce.weight, logp, ce)
     return -logp.sum(ce.axis) / logp.shape[ce.axis]
 
-# %% ../nbs/03_loss.ipynb #f4e66db6
+# %% ../nbs/03_loss.ipynb #c283c6ac
 def _reduce(num, den, ce):
     "Reduce the terms `num`, whose share in a mean is `den`"
     if ce.reduction=='mean': return num.sum() / den.sum()
     if ce.reduction=='sum': return num.sum()
-    return num.reshape(-1) if ce.flat else num
+    return _flat(num, ce.axis).reshape(-1) if ce.flat else num
+
+def _flat(t, axis): return t.transpose(axis, -1) if t.ndim>1 else t         # the order in which fastai's losses flatten
 
 def _ce(logp, num, den, kept, ce):
     "The cross-entropy from its terms"
@@ -282,30 +284,35 @@ class MixedLoss:
     def __reduce__(self): return MixedLoss, (self.loss_func,)
     def __repr__(self): return f'MixedLoss({self.loss_func})'
 
-# %% ../nbs/03_loss.ipynb #512adf92
+# %% ../nbs/03_loss.ipynb #55732031
 @patch
 def _ours(self:MixedLoss, yb):
     return len(yb)==len(self.mixed) and all(a.data_ptr()==b.data_ptr() and a.shape==b.shape for a,b in zip(yb, self.mixed))
 
 @patch
-def _call(self:MixedLoss, pred, yb, hint="leave interpolate_loss at None, or set it to True, to mix the losses instead of the targets"):
+def _call(self:MixedLoss, pred, yb):
     "The user's loss on soft targets"
     ce = cross_entropy_of(self.loss_func)
     if ce is not None and len(yb)==1 and yb[0].shape==pred.shape and target_kind(self.yb[0])!='number':
         return soft_cross_entropy(pred.as_subclass(Tensor), yb[0].as_subclass(Tensor), ce)
     try: return self.loss_func(pred, *yb)
     except Exception as e: raise ValueError(
-        f"{loss_name(self.loss_func)} cannot take soft targets ({type(e).__name__}: {e}): {hint}") from e
+        f"{loss_name(self.loss_func)} cannot take soft targets ({type(e).__name__}: {e}): "
+        "leave interpolate_loss at None, or set it to True, to mix the losses instead of the targets") from e
 
 @patch
 def _two(self:MixedLoss, pred, yb=None):
     "Two losses, mixed"
     yb = self.yb if yb is None else yb
     yb1,plan = self._partners(yb),self.plan
-    if any(a.is_floating_point()>b.is_floating_point() for a,b in zip(yb1, yb)): return self._call(pred, self.mixed,
-        "partners from earlier batches have weights for all classes; use a cross-entropy, or another mix than RecursiveMix")
-    if self.lam is not None: return _two(self.loss_func, pred, yb, yb1, self.lam, None)
-    return _two(self.loss_func, pred, yb, yb1, to_device(plan.lam, yb[0]), float(plan.lam[0]) if plan.same else None)
+    lam = to_device(plan.lam, yb[0]) if self.lam is None else self.lam
+    if self.lam is not None and _inner(self.loss_func) is not self.loss_func: lam = _flat(lam, self.loss_func.axis)
+    args = self.loss_func,pred,yb,yb1,lam,float(plan.lam[0]) if plan.same and self.lam is None else None
+    if not any(a.is_floating_point()>b.is_floating_point() for a,b in zip(yb1, yb)): return _two(*args)
+    try: return _two(*args)
+    except Exception as e: raise ValueError(
+        f"{loss_name(self.loss_func)} cannot take soft targets ({type(e).__name__}: {e}), but partners from earlier batches have weights for "
+        "all classes: use a cross-entropy, or another mix than RecursiveMix") from e
 
 @patch
 def _partners(self:MixedLoss, yb):
