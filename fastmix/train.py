@@ -9,7 +9,8 @@ __all__ = ['NAMES', 'OPTS', 'SCHEDULES', 'FREE', 'digit_dls', 'BadArgument', 'ch
            'arch_names', 'make_model', 'mix_cbs', 'check_args', 'run_folder', 'Stopped', 'make_learner', 'fit',
            'train_one', 'load_learner_quietly', 'train_cli']
 
-# %% ../nbs/11_train.ipynb #0e6065ad
+# %% ../nbs/11_train.ipynb #a05608f3
+import builtins
 import difflib
 import json
 import os
@@ -17,7 +18,7 @@ import shutil
 import signal
 import sys
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -36,13 +37,14 @@ from fastai.learner import Learner, load_learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.optimizer import Lamb, Larc, RAdam, RMSProp, SGD, Adam, QHAdam, ranger
-from fastai.torch_core import set_seed
+from fastai.torch_core import num_distrib, rank_distrib, set_seed
 from fastai.vision.augment import FlipItem, RandomResizedCrop, Resize
 from fastai.vision.core import PILImage, imagenet_stats
 from fastai.vision.data import ImageBlock
 from fastai.vision.models import xresnet
 from fastai.vision.utils import verify_images
 from fastcore.basics import ifnone
+from fastcore.imports import noop
 from fastcore.foundation import L
 from fastcore.script import call_parse, is_cli
 from safetensors.torch import save_model
@@ -265,7 +267,7 @@ def _stoppable(learn):
     finally:
         for o,h in old.items(): signal.signal(o, h)
 
-# %% ../nbs/11_train.ipynb #c8be1f92
+# %% ../nbs/11_train.ipynb #c85f2197
 def make_learner(
     a:dict, # Arguments of `train_cli`
     dls:DataLoaders, # Data
@@ -298,17 +300,24 @@ def _schedule(a, learn):
     if a['mixup_off_epoch'] is not None: return off_after(a['mixup_off_epoch']) if a['mixup_off_epoch'] else None
     return SCHEDULES[a['schedule']] if a['schedule'] else LONG.schedule
 
+def _devices(learn):
+    "All the processes that `accelerate launch` has started"
+    if num_distrib()<2: return nullcontext()
+    import fastmix.distributed
+    return learn.many_devices()
+
 def fit(
     learn:Learner, # From `make_learner`
     a:dict, # Arguments of `train_cli`
 ):
     "Train, saving each epoch; raises `Stopped` if a signal ended the run before its last epoch"
-    with _stoppable(learn) as got:
+    csv = [CSVLogger('history.csv', append=True)] if not rank_distrib() else []
+    with _stoppable(learn) as got, _devices(learn):
         learn.fit_long(a['epochs'], a['lr'], wd=a['wd'], save='run', schedule=_schedule(learn=learn, a=a), ema=a['ema'], clip=a['clip'], advice=False,
-                       cbs=CSVLogger('history.csv', append=True))
+                       cbs=csv)
     if got and learn.epoch+1<a['epochs']: raise Stopped(got[0])
 
-# %% ../nbs/11_train.ipynb #97ade1bf
+# %% ../nbs/11_train.ipynb #c023fd22
 def _plot(out, name, draw):
     "Save what `draw` draws as a picture"
     axs = draw()
@@ -334,14 +343,15 @@ def train_one(
     learn,new = make_learner(a, dls, out, mix),not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     try:
-        _replace(out/'args.json', lambda o: o.write_text(json.dumps({k:str(v) if isinstance(v, Path) else v for k,v in a.items()}, indent=1)))
-        if mix and not (out/'mixed.png').exists() and _mix(a): _plot(out, 'mixed.png', lambda: learn.show_mix(boxes=True))
+        if not rank_distrib(): _replace(out/'args.json', lambda o: o.write_text(json.dumps({k:str(v) if isinstance(v, Path) else v for k,v in a.items()}, indent=1)))
+        if mix and _mix(a) and not rank_distrib() and not (out/'mixed.png').exists(): _plot(out, 'mixed.png', lambda: learn.show_mix(boxes=True))
         fit(learn, a)
     except Stopped: raise
     except BaseException:
         if new and not any(out.glob('checkpoints/run/*')): shutil.rmtree(out)
         raise
     acc = learn.validate()[1]
+    if rank_distrib(): return acc
     _plot(out, 'curves.png', lambda: plot_run(out/'history.csv'))
     _save(learn, out)
     return acc
@@ -354,7 +364,7 @@ def load_learner_quietly(path, dls):
     learn.dls = dls
     return learn
 
-# %% ../nbs/11_train.ipynb #a829c845
+# %% ../nbs/11_train.ipynb #4ff4b9ad
 def _data(a):
     "The `DataLoaders`; the same random numbers whenever they are made"
     set_seed(a['seed'], reproducible=True)
@@ -363,24 +373,38 @@ def _data(a):
     if not len(dls.train): raise BadArgument(f"--bs {a['bs']}: more than the {len(dls.train_ds)} training pictures; try {max(2, len(dls.train_ds)//4)}")
     return dls
 
+def _agree(f):
+    "What `f` gives in the first process, for all of them; its error too"
+    if num_distrib()<2: return f()
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+    res = [None]
+    if PartialState(cpu=not torch.cuda.is_available()).is_main_process:
+        try: res = [f()]
+        except BadArgument as e: res = [e]
+    res = broadcast_object_list(res)[0]
+    if isinstance(res, Exception): raise res
+    return res
+
 def _run(a):
     "Check, train, report"
     check_args(a)
     name = 'digits' if a['path'] is None else Path(a['path']).resolve().name
-    out,done = run_folder(a, name)
+    out,done = _agree(lambda: run_folder(a, name))
     dls = _data(a)
+    print = noop if rank_distrib() else builtins.print
     if done: print(f"{out} holds this run, finished")
     acc = train_one(a, dls, out)
     print(f"{name}, {a['epochs']} epochs: accuracy {acc:.4f}{' with mixing' if _mix(a) else ''}")
     if a['compare'] and _mix(a):
         print('the same without mixing:')
         plain = train_one(a, _data(a), out/'plain', mix=False)
-        _plot(out, 'curves.png', lambda: plot_run({'mixed':out/'history.csv', 'plain':out/'plain'/'history.csv'}))
+        if not rank_distrib(): _plot(out, 'curves.png', lambda: plot_run({'mixed':out/'history.csv', 'plain':out/'plain'/'history.csv'}))
         print(f"{name}, {a['epochs']} epochs: accuracy {acc:.4f} with mixing, {plain:.4f} without")
     print(f"written to {out}: {', '.join(sorted(o.name for o in out.iterdir() if o.is_file()))}")
     return acc
 
-# %% ../nbs/11_train.ipynb #1b890780
+# %% ../nbs/11_train.ipynb #1f58393a
 @call_parse(pos=['path'])
 def train_cli(
     path:Path=None, # Folder with train/CLASS/* and val/CLASS/*; none: the digits that come with scikit-learn
@@ -416,7 +440,7 @@ def train_cli(
     if not is_cli(): return _run(a)
     try: _run(a)
     except BadArgument as e:
-        print(f'fastmix-train: {e}', file=sys.stderr)
+        if not rank_distrib(): print(f'fastmix-train: {e}', file=sys.stderr)
         raise SystemExit(2) from None
     except Stopped as e: raise SystemExit(128+e.signum) from None
     except KeyboardInterrupt: raise SystemExit(128+signal.SIGINT) from None

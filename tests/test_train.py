@@ -146,3 +146,19 @@ def test_kill_and_signals(here):
     assert q.returncode==2 and 'holds a finished run' in q.stderr
     q = run(*args[2:], '--epochs', 9, '--out', 'b', cwd=here)
     assert q.returncode==2 and '--epochs 7, not 9' in q.stderr
+
+def test_two_processes(here):
+    "Under `accelerate launch`, unchanged: one folder, written once; killed and continued it ends the same"
+    pytest.importorskip('accelerate', reason='accelerate is an extra: pip install fastmix[distributed]')
+    from fastmix.resume import read_checkpoint
+    def launch(out):
+        cmd = [sys.executable, '-m', 'accelerate.commands.launch', '--cpu', '--num_processes', '2', '-m', 'fastmix.train', '--epochs', '3', '--out', out]
+        return subprocess.Popen(cmd, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, 'OMP_NUM_THREADS':'1'}, start_new_session=True)
+    p = launch('a'); said = p.communicate()[0]
+    assert p.returncode==0, said[-3000:]
+    assert files(here/'a')==FILES and said.count('written to')==1 and list(history(here/'a').epoch)==[0,1,2]
+    assert read_checkpoint(sorted((here/'a'/'checkpoints'/'run').glob('*.pth'))[-1])['run']['processes']==2
+    p = launch('b'); wait_for(here/'b', 1, p); os.killpg(p.pid, signal.SIGKILL); p.wait()
+    p = launch('b'); said = p.communicate()[0]
+    assert p.returncode==0, said[-3000:]
+    same_run(here/'a', here/'b')
