@@ -7,8 +7,8 @@ Docs: https://fastmix.github.io/fastmix/resume.html.md"""
 # %% auto #0
 __all__ = ['write_checkpoint', 'read_checkpoint', 'newest_checkpoint', 'Resume']
 
-# %% ../nbs/07_resume.ipynb #81cfe90a
-import errno,inspect,os,platform,random,re,time,warnings
+# %% ../nbs/07_resume.ipynb #dc66ec47
+import errno,inspect,os,platform,random,re,tempfile,time,warnings
 from collections import Counter,OrderedDict
 from contextlib import contextmanager
 from functools import partial
@@ -538,13 +538,16 @@ def _look_around(self:Resume):
     files = [learn.path/cb.fname for cb in learn.cbs if isinstance(cb, CSVLogger)]
     self._csv = {str(f):f.read_bytes() if f.exists() else None for f in files}
 
-# %% ../nbs/07_resume.ipynb #a468ff16
+# %% ../nbs/07_resume.ipynb #b5a1600a
 @patch
 def _write_csv(self:Resume):
     "Bring the files of `CSVLogger` to the rows of this run"
-    if _rank(): return
     for cb in self.learn.cbs:
         if not isinstance(cb, CSVLogger): continue
+        if _rank(): # the file is the first process's
+            cb.file.close()
+            cb.file = tempfile.TemporaryFile('w')
+            continue
         f = self.learn.path/cb.fname
         head = ','.join(self.learn.recorder.metric_names)+'\n'
         rows = ''.join(','.join(map(str, o))+'\n' for o in self._rows)
