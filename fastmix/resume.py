@@ -279,7 +279,7 @@ def _set_loader_state(dl, state):
         for i,v in enumerate(state['order']): dl.items.idxs[i] = v # loader and lengths share this list
         dl.make_chunks()
 
-# %% ../nbs/07_resume.ipynb #5bdef95d
+# %% ../nbs/07_resume.ipynb #28ef78d0
 def _named(learn):
     "The callbacks that belong to the run, by class name, numbered where a class occurs again"
     seen,res = Counter(),{}
@@ -297,10 +297,15 @@ def _settings(cb):
     names = {k for f in inits for k in inspect.signature(f).parameters} & set(vars(cb)) - {'scheds'}
     return {k:_curve(vars(cb)[k]) if k=='schedule' else _describe(vars(cb)[k]) for k in sorted(names)}
 
+def _is_value(o):
+    "Does its description say all about `o`? Not so for a generator, which changes inside"
+    if isinstance(o, (list,tuple,L,dict)): return all(map(_is_value, o.values() if isinstance(o, dict) else o))
+    return o is None or type(o) in (bool,int,float,str) or isinstance(o, (Tensor,np.ndarray,np.generic,Path))
+
 def _callback_state(cb, settings):
-    "What `cb` remembers, without those of its `settings` that are plain values"
+    "What `cb` remembers, without those of its `settings` that are values"
     if _has_state(cb): return _plain(cb.state_dict())
-    fixed = {k for k in settings if vars(cb)[k] is None or type(vars(cb)[k]) in (bool,int,float,str)}
+    fixed = {k for k in settings if _is_value(vars(cb)[k])}
     res = _plain_attrs(vars(cb), {'learn', *fixed, *(() if isinstance(cb, Recorder) else cb._stateattrs)})
     inside = {k:_plain(g) for k,g in _generators_in({k:v for k,v in vars(cb).items() if k not in res and k!='learn'})}
     return {**res, _key+' generators':inside} if inside else res

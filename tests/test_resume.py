@@ -1,9 +1,10 @@
 "Runs that are stopped, killed, damaged, refused, and the same in the end"
-import errno,io,os,pickle,re,resource,signal,subprocess,sys,time,traceback,warnings
+import errno,io,os,pickle,re,signal,subprocess,sys,tempfile,time,traceback,warnings
 from contextlib import contextmanager,redirect_stdout
 from copy import deepcopy
 import matplotlib.pyplot as plt
 import pytest
+resource = pytest.importorskip('resource')  # these tests need signals, limits and users as Unix has them
 from fastai.text.data import LMDataLoader,SortedDL,TensorText,pad_input_chunk
 from fastmix import callback as mix
 from fastmix import resume as R
@@ -11,7 +12,6 @@ from fastmix.resume import Resume,newest_checkpoint,read_checkpoint,write_checkp
 from longrun import *
 
 linux = pytest.mark.skipif(not sys.platform.startswith('linux'), reason='looks into /proc')
-forks = pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
 saying = pytest.mark.filterwarnings
 
 @pytest.fixture(autouse=True)
@@ -293,7 +293,6 @@ def test_killed_while_saving(tmp_path, moment):
     assert end(learn)==want
     assert not list((tmp_path/'run/models/run').glob('.*'))
 
-@forks
 @pytest.mark.parametrize('recipe,workers', [('one_cycle',0), ('early',0), ('accumulate',2)])
 def test_killed_at_random(tmp_path, recipe, workers):
     "SIGKILL at random moments; with workers too, whose end nobody waits for"
@@ -321,6 +320,23 @@ def test_killed_program(tmp_path):
     assert p.wait()==-signal.SIGKILL
     assert start().wait()==0
     assert (tmp_path/'a/end.json').read_bytes()==(tmp_path/'b/end.json').read_bytes()
+
+@pytest.mark.parametrize('step,n', [('fsync',5), ('fsync',6), ('replace',4)]) # the file, the folder
+def test_interrupted_while_saving(tmp_path, monkeypatch, step, n):
+    "A KeyboardInterrupt in the middle of writing: no file is left, the checkpoint before is whole, the same learner goes on"
+    learn,f,calls = learner(tmp_path/'run'),getattr(os, step),[]
+    def interrupt(*args):
+        calls.append(1)
+        if len(calls)==n: raise KeyboardInterrupt
+        return f(*args)
+    monkeypatch.setattr(os, step, interrupt)
+    with pytest.raises(KeyboardInterrupt): fit('accumulate', learn, 5, resume(keep=9))
+    monkeypatch.undo()
+    files = saved(tmp_path/'run')
+    assert 0<len(files)<6 and not list((tmp_path/'run/models/run').glob('.*'))
+    for f in files: read_checkpoint(tmp_path/'run/models/run'/f)
+    fit('accumulate', learn, 5, resume(keep=9))
+    assert end(learn)==whole(tmp_path, 'accumulate', 5, learner, {})
 
 # --- damaged
 
@@ -614,7 +630,6 @@ def file_limit(n):
     try: yield
     finally: resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
-@pytest.mark.skipif(not hasattr(resource, 'RLIMIT_FSIZE'), reason='no such limit')
 def test_no_room(tmp_path):
     "The system writes a part of the file and refuses the rest: a clear error, the checkpoint before is whole, nothing is left lying about"
     learn = stopped(tmp_path/'run', 'accumulate')
@@ -633,19 +648,29 @@ def test_no_folder(tmp_path):
     with pytest.raises(OSError, match=r"Resume\('run'\) cannot write"): fit('accumulate', learn, 5, resume())
     assert learn.recorder.losses==[]
 
-@pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid()==0, reason='root may write everywhere')
-def test_read_only(tmp_path):
-    stopped(tmp_path, 'accumulate')
-    folder = tmp_path/'models/run'
-    folder.chmod(0o555)
-    try:
-        with pytest.raises(PermissionError, match='cannot write'): fit('accumulate', learner(tmp_path), 5, resume())
-    finally: folder.chmod(0o755)
-    assert saved(tmp_path)==['epoch_0002.pth','epoch_0003.pth']
+@contextmanager
+def not_root():
+    "Root may write everywhere, so be somebody else"
+    root = os.geteuid()==0
+    if root: os.seteuid(65534)
+    try: yield
+    finally:
+        if root: os.seteuid(0)
+
+def test_read_only():
+    with tempfile.TemporaryDirectory() as d:
+        os.chmod(d, 0o755)
+        stopped(d, 'accumulate')
+        folder,learn = Path(d)/'models/run',learner(d)
+        folder.chmod(0o555)
+        try:
+            with not_root(),pytest.raises(PermissionError, match=r"Resume\('run'\) cannot write"): fit('accumulate', learn, 5, resume())
+        finally: folder.chmod(0o755)
+        assert saved(d)==['epoch_0002.pth','epoch_0003.pth']
+        fit('accumulate', learner(d), 5, resume())
 
 # --- one at a time
 
-@forks
 def test_two_processes(tmp_path):
     "A second process is told which one is there; the lock of a killed one is gone, though its workers live on"
     a,b = os.pipe()
