@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .draw import Plan, column, to_device
+from .draw import Plan, column, plan_tensor
 
 # %% ../nbs/01_blend.ipynb #dd18025a
 def check_input(
@@ -54,7 +54,7 @@ def _meet(
     return [(slice(None), x)] if s==0 else [(slice(0,n-s), x[s:]), (slice(n-s,n), x[:s])]
 
 # %% ../nbs/01_blend.ipynb #a5e53e0e
-def _axis(row, x, i, d): return to_device(row, x).view(len(row), *[1]*i, -1, *[1]*(d-1-i))
+def _axis(row, x, i, d): return plan_tensor(row, x).view(len(row), *[1]*i, -1, *[1]*(d-1-i))
 
 def _ratios(box, size):
     "For each dimension the place of each pixel inside the box, as numerators (n,size) and denominators (n,1)"
@@ -105,7 +105,7 @@ def box_mask(
 # %% ../nbs/01_blend.ipynb #cd9e4df2
 def _map_for(plan, x):
     if callable(plan.map): plan.map = plan.map(x.device)
-    m = to_device(plan.map, x)
+    m = plan_tensor(plan.map, x)
     size = x.shape[2-m.ndim:]
     return m if m.shape[2:]==size else F.interpolate(m.float(), size).to(m.dtype)
 

@@ -16,7 +16,7 @@ from torch import Tensor, distributed
 from .blend import blend, check_input
 from .draw import MODES, Plan, box_area, draw_box, draw_cutmixup, draw_fmix, draw_lam, draw_shift, make_rng
 from .draw import _clipped, _minmax, _number, _one_of
-from .target import mix_number, one_hot, smooth
+from .target import mix_number, one_hot_target, smooth
 
 # %% ../nbs/10_functional.ipynb #c8f374aa
 def _rng():
@@ -159,7 +159,7 @@ def _dense(target, num_classes, label_smoothing, name='num_classes'):
     if target.is_floating_point(): return target
     if target.ndim>1: return target.float()
     if num_classes is None: raise ValueError(f"{name}=None: class numbers need the number of classes to become one-hot targets")
-    return smooth(one_hot(target, num_classes), label_smoothing)
+    return smooth(one_hot_target(target, num_classes), label_smoothing)
 
 def mix_targets(
     target:Tensor, # (n,) class numbers, or (n,...) numbers: soft labels, several labels, regression

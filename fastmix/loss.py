@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .draw import Plan, column, to_device
+from .draw import Plan, column, plan_tensor
 from .target import mix_number, target_kind
 
 # %% ../nbs/03_loss.ipynb #d2ae2ce7
@@ -305,7 +305,7 @@ def _two(self:MixedLoss, pred, yb=None):
     "Two losses, mixed"
     yb = self.yb if yb is None else yb
     yb1,plan = self._partners(yb),self.plan
-    lam = to_device(plan.lam, yb[0]) if self.lam is None else self.lam
+    lam = plan_tensor(plan.lam, yb[0]) if self.lam is None else self.lam
     if self.lam is not None and _inner(self.loss_func) is not self.loss_func: lam = _flat(lam, self.loss_func.axis)
     args = self.loss_func,pred,yb,yb1,lam,float(plan.lam[0]) if plan.same and self.lam is None else None
     if not any(a.is_floating_point()>b.is_floating_point() for a,b in zip(yb1, yb)): return _two(*args)
