@@ -8,7 +8,7 @@ Docs: https://fastmix.github.io/fastmix/loss.html.md"""
 __all__ = ['loss_name', 'CrossEntropy', 'cross_entropy_of', 'mixed_cross_entropy', 'soft_cross_entropy', 'reduction_of',
            'is_linear', 'wants_numbers', 'own_smoothing', 'MixedLoss']
 
-# %% ../nbs/03_loss.ipynb #7294cbc5
+# %% ../nbs/03_loss.ipynb #24c65f8f
 import inspect
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -284,7 +284,7 @@ class MixedLoss:
     def __reduce__(self): return MixedLoss, (self.loss_func,)
     def __repr__(self): return f'MixedLoss({self.loss_func})'
 
-# %% ../nbs/03_loss.ipynb #55732031
+# %% ../nbs/03_loss.ipynb #6742f785
 @patch
 def _ours(self:MixedLoss, yb):
     return len(yb)==len(self.mixed) and all(a.data_ptr()==b.data_ptr() and a.shape==b.shape for a,b in zip(yb, self.mixed))
@@ -311,8 +311,8 @@ def _two(self:MixedLoss, pred, yb=None):
     if not any(a.is_floating_point()>b.is_floating_point() for a,b in zip(yb1, yb)): return _two(*args)
     try: return _two(*args)
     except Exception as e: raise ValueError(
-        f"{loss_name(self.loss_func)} cannot take soft targets ({type(e).__name__}: {e}), but partners from earlier batches have weights for "
-        "all classes: use a cross-entropy, or another mix than RecursiveMix") from e
+        f"{loss_name(self.loss_func)} cannot take soft targets ({type(e).__name__}: {e}), but partners from earlier batches have weights "
+        "for all classes: use a cross-entropy, or another mix than RecursiveMix") from e
 
 @patch
 def _partners(self:MixedLoss, yb):
