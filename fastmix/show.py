@@ -25,7 +25,7 @@ from .callback import MixHandler
 from .draw import draw_lam, make_rng
 from .target import target_kind
 
-# %% ../nbs/09_show.ipynb #2a3b239f
+# %% ../nbs/09_show.ipynb #73ec3d9d
 def mix_label(
     t:Tensor, # (n_classes,) one row of mixed targets
     vocab:list|None=None, # Names of the classes; `None`: their numbers
@@ -36,7 +36,7 @@ def mix_label(
     top = [i for i in t.argsort(descending=True, stable=True)[:max_n].tolist() if t[i]>=.005]
     name = lambda i: str(i if vocab is None else vocab[i])
     if len(top)==1 and t[top[0]]>=.995: return name(top[0])
-    return ' + '.join(f'{t[i]:.2g} {name(i)}' for i in top)
+    return ' + '.join(f'{round(t[i].item(), 2):g} {name(i)}' for i in top)
 
 # %% ../nbs/09_show.ipynb #a9784ae9
 def _titles(yb, yb1, vocab, n):
