@@ -10,3 +10,4 @@ from .resume import *
 from .recipe import *
 from .show import *
 from .functional import *
+from .distributed import *
