@@ -1,16 +1,9 @@
-"""One process of a distributed run on the CPU, with fastai's own `distrib_ctx`: `python ranks.py FOLDER SCENE...`, started once for each rank
+"""One process of a distributed run on the CPU, with `many_devices`: `python ranks.py FOLDER SCENE...`, started once for each rank
 with the variables that `accelerate launch` sets. What a scene leaves behind goes to `FOLDER/SCENE_RANK.json`."""
 import os,signal,sys
-import fastai.distributed as D
 from fastmix import callback as mix
+from fastmix.distributed import *
 from longrun import *
-
-def _broadcast(self, t, rank):
-    "fastai's sends the indices through a GPU; this sends them as the backend can"
-    t = LongTensor(t)
-    torch.distributed.broadcast(t, rank)
-    return t.tolist()
-D.DistributedDL._broadcast = _broadcast
 
 rank = int(os.environ['RANK'])
 
@@ -25,7 +18,7 @@ def fit(path, *cbs, seed=1):
     "A fit of 4 epochs; what this rank has in the end"
     learn = learner(path, seed=seed+10*rank)
     learn.add_cb(Seen())
-    with learn.distrib_ctx(sync_bn=False, cpu=True),learn.no_bar(),learn.no_logging():
+    with learn.many_devices(),learn.no_bar(),learn.no_logging():
         learn.fit_one_cycle(4, 1e-2, cbs=[mix.MixUp(), GradientAccumulation(n_acc=100), CSVLogger(), *cbs])
         csv = [] if rank else [l.rpartition(',')[0] for l in (path/'history.csv').read_text().splitlines()]
         return dict(csv=csv, weights=digest(learn.model.state_dict()), opt=digest(learn.opt.state_dict()), losses=digest(learn.recorder.losses), lrs=digest(learn.recorder.lrs),

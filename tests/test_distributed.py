@@ -1,8 +1,8 @@
-"Two processes on the CPU, by fastai's `distrib_ctx` and accelerate"
+"Two processes on the CPU, with `many_devices`, on fastai's distributed training and accelerate"
 import json,os,signal,socket,subprocess,sys
 from pathlib import Path
 import pytest
-pytest.importorskip('accelerate')
+pytest.importorskip('accelerate', reason='an extra: pip install fastmix[distributed]')
 
 def launch(n, folder, *scenes):
     "Run `ranks.py` in `n` processes, as `accelerate launch` would; their exit codes"
