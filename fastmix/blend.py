@@ -7,7 +7,7 @@ Docs: https://fastmix.github.io/fastmix/blend.html.md"""
 # %% auto #0
 __all__ = ['check_input', 'box_mask', 'blend', 'move', 'has_place', 'mix_map']
 
-# %% ../nbs/01_blend.ipynb #5ac9a9dd
+# %% ../nbs/01_blend.ipynb #87113fad
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .draw import Plan, column, plan_tensor
+from .draw import Plan, _plain, column, plan_tensor
 
 # %% ../nbs/01_blend.ipynb #dd18025a
 def check_input(
@@ -30,9 +30,7 @@ def check_input(
     raise TypeError(f"x has dtype {x.dtype}; whole numbers (tokens, categories) cannot be mixed directly: "
                     "mix them behind their embedding with ManifoldMixUp")
 
-# %% ../nbs/01_blend.ipynb #77444493
-def _plain(x): return x if type(x) is Tensor else x.as_subclass(Tensor)
-
+# %% ../nbs/01_blend.ipynb #3d7e7cf1
 def _retype(
     out, # A plain tensor
     x, # The tensor that it was made from
@@ -53,7 +51,7 @@ def _meet(
     n,s = plan.n,plan.shift
     return [(slice(None), x)] if s==0 else [(slice(0,n-s), x[s:]), (slice(n-s,n), x[:s])]
 
-# %% ../nbs/01_blend.ipynb #a5e53e0e
+# %% ../nbs/01_blend.ipynb #94648baf
 def _axis(row, x, i, d): return plan_tensor(row, x).view(len(row), *[1]*i, -1, *[1]*(d-1-i))
 
 def _ratios(box, size):
@@ -81,14 +79,15 @@ def _shrink(xp, box, x):
     f = _shrink_linear if xp.is_floating_point() else _shrink_nearest
     return f(xp, box, tuple(x.shape[2:])).to(x.dtype)
 
-# %% ../nbs/01_blend.ipynb #76378127
+# %% ../nbs/01_blend.ipynb #848f0411
 def _paste(out, plan, source):
     "Write each partner's box, the same place for all, into `out`"
     box = (Ellipsis, *(slice(a,b) for a,b in plan.box[0].tolist()))
-    for s,xp in _meet(plan, source[box]): out[s][box] = xp
+    inside = out[box]
+    for s,xp in _meet(plan, source[box]): inside[s] = xp
     return out
 
-# %% ../nbs/01_blend.ipynb #bbd5ceff
+# %% ../nbs/01_blend.ipynb #95ac0a93
 def box_mask(
     box:np.ndarray, # (n,d,2) start and stop, from a plan
     x:Tensor, # (n,c,...) with d spatial dimensions
@@ -98,11 +97,11 @@ def box_mask(
     for i,size in enumerate(x.shape[-d:]):
         r = np.arange(size)
         m = (r >= box[:,i,:1]) & (r < box[:,i,1:])
-        m = _axis(m, x, i, d).unsqueeze(1)
+        m = plan_tensor(m.reshape(-1, 1, *[1]*i, size, *[1]*(d-1-i)), x)
         inside = m if inside is None else inside & m
     return inside
 
-# %% ../nbs/01_blend.ipynb #cd9e4df2
+# %% ../nbs/01_blend.ipynb #32e21675
 def _map_for(plan, x):
     if callable(plan.map): plan.map = plan.map(x.device)
     m = plan_tensor(plan.map, x)
@@ -115,7 +114,7 @@ def _weights(x, plan):
     w = 1-plan.weight
     if plan.box is None: return float(w[0]) if plan.same else column(w, x).to(x.dtype)
     inside = box_mask(plan.box, x)
-    return inside if not w.any() else inside + column(w, x).to(x.dtype)*~inside
+    return inside if not w.any() else torch.where(inside, 1., column(w, x).to(x.dtype))
 
 # %% ../nbs/01_blend.ipynb #6ad18ad8
 def _needs_grad(x): return x.requires_grad and torch.is_grad_enabled()

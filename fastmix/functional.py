@@ -7,7 +7,7 @@ Docs: https://fastmix.github.io/fastmix/functional.html.md"""
 # %% auto #0
 __all__ = ['mixup_batch', 'cutmix_batch', 'resizemix_batch', 'fmix_batch', 'mix_targets', 'Mixup']
 
-# %% ../nbs/10_functional.ipynb #38ddd3cf
+# %% ../nbs/10_functional.ipynb #459e6606
 import numpy as np
 import torch
 from fastcore.basics import patch
@@ -153,7 +153,7 @@ def fmix_batch(
     plan = Plan(**_partners(rng, input, target, indices), **kwargs)
     return blend(input, plan), plan.take(target), area, mask
 
-# %% ../nbs/10_functional.ipynb #75818021
+# %% ../nbs/10_functional.ipynb #d1080ff8
 def _dense(target, num_classes, label_smoothing, name='num_classes'):
     "Class numbers as smoothed one-hot rows; what is dense already as it is"
     if target.is_floating_point(): return target
