@@ -28,7 +28,7 @@ def make_rng(
     if seed is None: seed = int(torch.empty((), dtype=torch.int64).random_())
     return np.random.default_rng([seed, *stream])
 
-# %% ../nbs/00_draw.ipynb #edcefc1e
+# %% ../nbs/00_draw.ipynb #fd012b7f
 @dataclass
 class Plan:
     "What to do with one batch of `n` samples"
@@ -84,7 +84,9 @@ def at(self:Plan,
     ratio = np.array(size)/np.array(self.size)
     return replace(self, box=np.rint(self.box*ratio[:,None]).astype(np.int64), size=size)
 
-# %% ../nbs/00_draw.ipynb #105815bb
+# %% ../nbs/00_draw.ipynb #0c1d6a59
+def _plain(x): return x if type(x) is Tensor else x.as_subclass(Tensor)
+
 def plan_tensor(
     a:np.ndarray|Tensor, # From a plan, (n,...)
     x:Tensor, # Its device is wanted
@@ -100,7 +102,7 @@ def column(
     "One number a sample, ready to be multiplied with `x`"
     return plan_tensor(a, x).view(-1, *[1]*(x.ndim-1))
 
-# %% ../nbs/00_draw.ipynb #98ab7b1b
+# %% ../nbs/00_draw.ipynb #20775c55
 MODES = ('elem', 'pair', 'batch')
 
 def n_units(
@@ -118,7 +120,7 @@ def spread(
     "Hand out one value a unit to the samples"
     if mode=='elem': return a
     if mode=='pair': return np.concatenate([a, a[:n//2][::-1]])
-    return np.repeat(a, n, 0)
+    return a.repeat(n, 0)
 
 def draw_shift(
     rng:np.random.Generator, # Source of randomness
@@ -142,13 +144,14 @@ def draw_lam(
     if fold: lam = np.maximum(lam, 1-lam)
     return lam if strength==1 else 1 - strength*(1-lam)
 
-# %% ../nbs/00_draw.ipynb #f413ddef
+# %% ../nbs/00_draw.ipynb #dcc01047
 def draw_box(
     rng:np.random.Generator, # Source of randomness
     lam:np.ndarray, # (k,) share of the picture to be left untouched
     size:tuple, # Spatial size, (H,W) or of any other number of dimensions
 )->np.ndarray: # (k,d,2) whole numbers, start and stop
     "CutMix's boxes: uniform centre, relative volume `1-lam`, clipped at the border"
+    size = np.array(size)
     return _clipped(rng, ((1-lam[:,None])**(1/len(size)) * size).astype(np.int64), size)
 
 def _clipped(rng, cut, size):
@@ -252,7 +255,7 @@ def draw_cutmix(
     box,lam = _cut(rng, n_units(n, mode), size, alpha, minmax, correct_lam, strength)
     return box_plan(rng, n, size, box, mode, prob, lam)
 
-# %% ../nbs/00_draw.ipynb #135da114
+# %% ../nbs/00_draw.ipynb #f24a035f
 def draw_cutmixup(
     rng:np.random.Generator, # Source of randomness
     n:int, # Batch size
@@ -275,8 +278,9 @@ def draw_cutmixup(
     shift,mix_lam = draw_shift(rng, n, mode),draw_lam(rng, k, mix_alpha, fold, strength)
     box,cut_lam = _cut(rng, k, size, cut_alpha, minmax, correct_lam, strength)
     on = _chance(rng, k, prob)
-    weight = np.where(on & ~cut, mix_lam, 1.)
-    return _plan(n, mode, shift, weight, np.where(on & cut, cut_lam, weight), np.where((on & cut)[:,None,None], box, 0), tuple(size))
+    cut,mix = on & cut,on & ~cut
+    weight = np.where(mix, mix_lam, 1.)
+    return _plan(n, mode, shift, weight, np.where(cut, cut_lam, weight), box*cut[:,None,None], tuple(size))
 
 # %% ../nbs/00_draw.ipynb #fb37eae4
 def draw_resizemix(
@@ -325,7 +329,7 @@ def cloud(
     noise = torch.randn(k, *freq.shape, dtype=torch.complex64, generator=g, device=device)
     return torch.fft.irfftn(noise * freq.sqrt().clamp(min=1/max(size))**-decay, s=size, dim=tuple(range(1,d+1)))
 
-# %% ../nbs/00_draw.ipynb #cea5855c
+# %% ../nbs/00_draw.ipynb #7439f382
 def cloud_map(
     x:Tensor, # (k,...) a cloud a unit
     own:np.ndarray, # (k,) how many pixels stay a sample's own

@@ -7,11 +7,11 @@ Docs: https://fastmix.github.io/fastmix/target.html.md"""
 # %% auto #0
 __all__ = ['target_kind', 'smooth', 'one_hot_target', 'mix_one_hot', 'mix_number', 'close_partners', 'dominant']
 
-# %% ../nbs/02_target.ipynb #b48370f6
+# %% ../nbs/02_target.ipynb #022dacd2
 import torch
 from torch import Tensor
 
-from .draw import Plan, column
+from .draw import Plan, _plain, column
 
 # %% ../nbs/02_target.ipynb #2803bfca
 def target_kind(
@@ -21,7 +21,7 @@ def target_kind(
     if y.is_floating_point() or y.dtype==torch.bool: return 'number'
     return 'category' if y.ndim==1 or y[0].numel()==1 else 'map'
 
-# %% ../nbs/02_target.ipynb #1de8b6e4
+# %% ../nbs/02_target.ipynb #b7b3996a
 def smooth(
     t:Tensor, # (n,C) rows of weights of the classes
     label_smoothing:float, # ε in [0,1)
@@ -35,7 +35,7 @@ def one_hot_target(
     label_smoothing:float=0., # ε in [0,1)
 )->Tensor: # (n, n_classes) float32
     "One-hot rows, smoothed; rows sum to 1, or to 0 for a label outside of the classes"
-    y = y.as_subclass(Tensor).reshape(-1,1)
+    y = _plain(y).reshape(-1,1)
     return smooth((y == torch.arange(n_classes, device=y.device)).float(), label_smoothing)
 
 def mix_one_hot(
@@ -50,7 +50,7 @@ def mix_one_hot(
     s = t if source is None else source if source.is_floating_point() else one_hot_target(source, n_classes)
     return smooth(torch.lerp(t, plan.take(s), column(1-plan.lam, t)), label_smoothing)
 
-# %% ../nbs/02_target.ipynb #5660a353
+# %% ../nbs/02_target.ipynb #4503a9e3
 def mix_number(
     y:Tensor, # (n,...) numbers
     plan:Plan, # Who is mixed with whom, how much
@@ -59,8 +59,8 @@ def mix_number(
     "Targets blended by `lam`"
     if not y.is_floating_point(): y = y.float()
     if plan.lam.min() == 1: return y
-    t = y.as_subclass(Tensor)
-    s = t if source is None else source.as_subclass(Tensor).to(t.dtype)
+    t = _plain(y)
+    s = t if source is None else _plain(source).to(t.dtype)
     return torch.lerp(t, plan.take(s), column(1-plan.lam, t).to(t.dtype)).as_subclass(type(y))
 
 # %% ../nbs/02_target.ipynb #f3aa1dd2
