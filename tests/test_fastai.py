@@ -8,7 +8,7 @@ from fastcore.test import test_close as close, test_eq as eq, test_is as is_same
 from fastmix.callback import *
 from fastmix.loss import MixedLoss
 
-family = pytest.mark.parametrize('cls', [MixUp, CutMix, CutMixUp])
+family = pytest.mark.parametrize('cls', [MixUp,CutMix,CutMixUp,ResizeMix,FMix])
 
 @pytest.fixture(scope='module')
 def dls(tmp_path_factory): return digit_dls(240, 32, path=tmp_path_factory.mktemp('fastai'))
