@@ -9,7 +9,7 @@ __all__ = ['NAMES', 'OPTS', 'SCHEDULES', 'FREE', 'digit_dls', 'BadArgument', 'ch
            'arch_names', 'make_model', 'mix_cbs', 'check_args', 'run_folder', 'Stopped', 'make_learner', 'fit',
            'train_one', 'load_learner_quietly', 'train_cli']
 
-# %% ../nbs/11_train.ipynb #a05608f3
+# %% ../nbs/11_train.ipynb #af5ad7df
 import builtins
 import difflib
 import json
@@ -25,21 +25,22 @@ from typing import Annotated
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+import torch.nn.functional as F
 import torchvision
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import CSVLogger
-from fastai.data.block import CategoryBlock, DataBlock
+from fastai.data.block import CategoryBlock, DataBlock, TransformBlock
 from fastai.data.core import DataLoaders
-from fastai.data.transforms import GrandparentSplitter, IndexSplitter, ItemGetter, Normalize, get_image_files, parent_label
+from fastai.data.transforms import GrandparentSplitter, IndexSplitter, IntToFloatTensor, ItemGetter, Normalize, get_image_files, parent_label
 from fastai.layers import ConvLayer, ResBlock
 from fastai.learner import Learner, load_learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.optimizer import Lamb, Larc, RAdam, RMSProp, SGD, Adam, QHAdam, ranger
-from fastai.torch_core import num_distrib, rank_distrib, set_seed
-from fastai.vision.augment import FlipItem, RandomResizedCrop, Resize
-from fastai.vision.core import PILImage, imagenet_stats
+from fastai.torch_core import TensorImage, num_distrib, rank_distrib, set_seed
+from fastai.vision.augment import FlipItem, RandomResizedCrop
+from fastai.vision.core import imagenet_stats
 from fastai.vision.data import ImageBlock
 from fastai.vision.models import xresnet
 from fastai.vision.utils import verify_images
@@ -58,7 +59,7 @@ from .recipe import LONG
 from .schedule import hesitation, off_after, warm_up
 from .show import plot_run
 
-# %% ../nbs/11_train.ipynb #54d917de
+# %% ../nbs/11_train.ipynb #d41a8ff7
 NAMES = 'zero one two three four five six seven eight nine'.split()
 
 def digit_dls(
@@ -69,11 +70,12 @@ def digit_dls(
 )->DataLoaders:
     "scikit-learn's handwritten digits, a stratified fifth for validation"
     x,y = load_digits(return_X_y=True)
-    x = (x.reshape(-1,8,8,1)*(255/16)).round().astype(np.uint8).repeat(3, -1)
+    x = torch.tensor(x, dtype=torch.float).view(-1,1,8,8)*(255/16)
+    if size not in (None,8): x = F.interpolate(x, size=(size,size), mode='bilinear').clamp(0, 255)
+    items = [(TensorImage(o), NAMES[c]) for o,c in zip(x.round().byte().expand(-1,3,-1,-1), y)]
     valid = train_test_split(np.arange(len(x)), test_size=.2, stratify=y, random_state=0)[1]
-    block = DataBlock((ImageBlock(PILImage), CategoryBlock(vocab=NAMES, sort=False)), getters=[ItemGetter(0), ItemGetter(1)], splitter=IndexSplitter(valid),
-                      item_tfms=None if size in (None,8) else Resize(size))
-    return block.dataloaders([(o,NAMES[c]) for o,c in zip(x,y)], bs=bs, num_workers=workers, path=path)
+    block = DataBlock((TransformBlock(batch_tfms=IntToFloatTensor), CategoryBlock(vocab=NAMES, sort=False)), getters=[ItemGetter(0), ItemGetter(1)], splitter=IndexSplitter(valid))
+    return block.dataloaders(items, bs=bs, num_workers=workers, path=path)
 
 # %% ../nbs/11_train.ipynb #4e0c8ba4
 class BadArgument(ValueError):
@@ -115,14 +117,14 @@ def folder_dls(
                       item_tfms=[RandomResizedCrop(size, min_scale=.35), FlipItem(.5)], batch_tfms=Normalize.from_stats(*imagenet_stats))
     return block.dataloaders(files, bs=bs, num_workers=workers, path=path)
 
-# %% ../nbs/11_train.ipynb #f3207ab7
+# %% ../nbs/11_train.ipynb #b2c3ed50
 def small_resnet(
     n_out:int, # Number of classes
     size:int=32, # Pixels; from 32 on the stem has stride 2
 )->nn.Sequential:
-    "Four stages with a residual block each, widths 32-64-128-128; below 32 pixels half as wide"
+    "Stages with a residual block each, widths 32-64-128-128; below 32 pixels 16-32-64"
     big = size>=32
-    widths,strides = ((32,64,128,128),(1,2,2,2)) if big else ((16,32,64,64),(1,2,2,1))
+    widths,strides = ((32,64,128,128),(1,2,2,2)) if big else ((16,32,64),(1,2,2))
     blocks = [ResBlock(1, a, b, stride=s) for a,b,s in zip(widths[:1]+widths, widths, strides)]
     return nn.Sequential(ConvLayer(3, widths[0], stride=2 if big else 1), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], n_out))
 
