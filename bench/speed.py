@@ -25,6 +25,14 @@ from fastmix.loss import MixedLoss
 
 # --- measuring
 
+@contextlib.contextmanager
+def threads(n):
+    "`n` threads for a while: tiny batches have nothing to share out"
+    old = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try: yield
+    finally: torch.set_num_threads(old)
+
 def measure(fs, rounds, seconds, device='cpu'):
     "Of each function the medians of its rounds, in µs; one after the other in each round, for about `seconds` a turn"
     wait = torch.cuda.synchronize if device=='cuda' else lambda: None
@@ -99,7 +107,8 @@ def torchvision(x, y):
 def kornia(x, y):
     from kornia.augmentation import RandomCutMixV2,RandomMixUpV2
     kw = dict(p=1., data_keys=['input','class'])
-    return {f'{k} elem':(lambda f=f: f(x, y)) for k,f in dict(MixUp=RandomMixUpV2(**kw), CutMix=RandomCutMixV2(**kw, use_correct_lambda=True)).items()}
+    fs = dict(MixUp=RandomMixUpV2(**kw), CutMix=RandomCutMixV2(**kw, use_correct_lambda=True))
+    return {f'{k} elem':(lambda f=f: f(x, y)) for k,f in fs.items()}
 
 def composer(x, y):
     from composer.algorithms.cutmix.cutmix import cutmix_batch
@@ -123,6 +132,7 @@ def contenders(x, y, quick=False):
 
 # --- parts of the comparison
 
+@threads(1)
 def fixed(args):
     "A tiny batch: what is left when there is nothing to compute"
     x,y = torch.randn(8, 3, 4, 4, device=args.device),torch.randint(0, 10, (8,), device=args.device)
@@ -169,16 +179,17 @@ def loss(args):
         res.append(row('loss', f'({n},{c})', 'fastmix', r['mixed'], r['plain'], 'cross-entropy', 1.5 if n>=256 and c>=1000 else None))
     return res
 
+@threads(1)
 def fit(args):
     "What `Learner.fit` takes longer for each batch of a tiny model"
-    n,cbs = 50,dict(none=[], fastmix=[MixUp()], fastai=[fastai_mixup.MixUp()])
+    n,cbs = 25 if args.quick else 100,dict(none=[], fastmix=[MixUp()], fastai=[fastai_mixup.MixUp()])
     dls = loaders(8*n)
     learns = {k:learner(*c, dls=dls) for k,c in cbs.items()}
     def run(learn):
         with learn.no_bar(), learn.no_logging(): learn.fit(1)
     r = {k:[o/n for o in v] for k,v in measure({k:lambda l=l: run(l) for k,l in learns.items()}, args.rounds*2, 0).items()}
-    over = {k:max(min(v)-min(r['none']), .1) for k,v in r.items()}
     res = [row('fit', '(8,3,4,4) a batch', k, v, r['none'], 'no mixing') for k,v in r.items()]
+    over = {k:max(min(v)-min(r['none']), .1) for k,v in r.items()}
     best = over['fastmix']/over['fastai']
     return res + [dict(res[1], case='(8,3,4,4) MixUp, overhead', us=over['fastmix'], median=None, lo=None, hi=None, ratio=best, of="fastai's",
                        target=.5, meets=best<=.5)]
@@ -229,8 +240,9 @@ def table(rows):
         spread = f"{r['lo']:.0f}–{r['hi']:.0f}" if r.get('lo') is not None else ''
         if 'launches' in r: result = ', '.join(f"{r[k]} {k}" for k in ('launches','allocations','uploads','syncs'))
         else: result = f"{r['ratio']:.2f} × {r['of']}" if r['ratio'] else ''
-        target = r['target'] if isinstance(r['target'], str) else '' if r['target'] is None else f"≤ {r['target']} {'× '+r['of'] if r['ratio'] else 'µs'}"
-        print(f"{r['part']:13}{r['case']:57}{r['who']:12}{us:>11}{spread:>22}  {result:45}{target:24}{ {None:'', True:'yes', False:'NO'}[r['meets']] }")
+        target,meets = r['target'] or '',{None:'', True:'yes', False:'NO'}[r['meets']]
+        if isinstance(target, (int,float)): target = f"≤ {target} {'× '+r['of'] if r['ratio'] else 'µs'}"
+        print(f"{r['part']:13}{r['case']:57}{r['who']:12}{us:>11}{spread:>22}  {result:45}{target:24}{meets}")
 
 def plot(rows, path):
     "Bars of each kind of mix, a panel a shape, one colour a library"

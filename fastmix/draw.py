@@ -84,7 +84,7 @@ def at(self:Plan,
     ratio = np.array(size)/np.array(self.size)
     return replace(self, box=np.rint(self.box*ratio[:,None]).astype(np.int64), size=size)
 
-# %% ../nbs/00_draw.ipynb #0c1d6a59
+# %% ../nbs/00_draw.ipynb #3d3568b7
 def _plain(x): return x if type(x) is Tensor else x.as_subclass(Tensor)
 
 def plan_tensor(
@@ -93,7 +93,7 @@ def plan_tensor(
 )->Tensor:
     "A plan's numbers as a tensor on the device of `x`; the host does not wait"
     t = a if isinstance(a, Tensor) else torch.from_numpy(a)
-    return t if x.device.type=='cpu' else t.to(x.device, non_blocking=True)
+    return t if x.is_cpu else t.to(x.device, non_blocking=True)
 
 def column(
     a:np.ndarray, # (n,) from a plan
