@@ -21,7 +21,7 @@ def target_kind(
     if y.is_floating_point() or y.dtype==torch.bool: return 'number'
     return 'category' if y.ndim==1 or y[0].numel()==1 else 'map'
 
-# %% ../nbs/02_target.ipynb #b7b3996a
+# %% ../nbs/02_target.ipynb #e53b4dbe
 def smooth(
     t:Tensor, # (n,C) rows of weights of the classes
     label_smoothing:float, # ε in [0,1)
@@ -38,6 +38,8 @@ def one_hot_target(
     y = _plain(y).reshape(-1,1)
     return smooth((y == torch.arange(n_classes, device=y.device)).float(), label_smoothing)
 
+def _share(plan, t): return 1-float(plan.lam[0]) if plan.same else column(1-plan.lam, t)
+
 def mix_one_hot(
     y:Tensor, # (n,) whole numbers
     plan:Plan, # Who is mixed with whom, how much
@@ -48,7 +50,7 @@ def mix_one_hot(
     "Mixed one-hot rows, `lam` for the own label and `1-lam` for the partner's"
     t = one_hot_target(y, n_classes)
     s = t if source is None else source if source.is_floating_point() else one_hot_target(source, n_classes)
-    return smooth(torch.lerp(t, plan.take(s), column(1-plan.lam, t)), label_smoothing)
+    return smooth(torch.lerp(t, plan.take(s), _share(plan, t)), label_smoothing)
 
 # %% ../nbs/02_target.ipynb #4503a9e3
 def mix_number(

@@ -9,7 +9,7 @@ __all__ = ['NAMES', 'OPTS', 'SCHEDULES', 'FREE', 'digit_dls', 'BadArgument', 'ch
            'arch_names', 'make_model', 'mix_cbs', 'check_args', 'run_folder', 'Stopped', 'make_learner', 'fit',
            'train_one', 'load_learner_quietly', 'train_cli']
 
-# %% ../nbs/11_train.ipynb #af5ad7df
+# %% ../nbs/11_train.ipynb #27deafcf
 import builtins
 import difflib
 import json
@@ -30,9 +30,10 @@ import torchvision
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import CSVLogger
-from fastai.data.block import CategoryBlock, DataBlock, TransformBlock
-from fastai.data.core import DataLoaders
-from fastai.data.transforms import GrandparentSplitter, IndexSplitter, IntToFloatTensor, ItemGetter, Normalize, get_image_files, parent_label
+from fastai.data.block import CategoryBlock, DataBlock
+from fastai.data.core import DataLoaders, Datasets
+from fastai.data.transforms import (Categorize, GrandparentSplitter, IntToFloatTensor, ItemGetter, Normalize,
+                                    get_image_files, parent_label)
 from fastai.layers import ConvLayer, ResBlock
 from fastai.learner import Learner, load_learner
 from fastai.losses import CrossEntropyLossFlat
@@ -59,7 +60,7 @@ from .recipe import LONG
 from .schedule import hesitation, off_after, warm_up
 from .show import plot_run
 
-# %% ../nbs/11_train.ipynb #d41a8ff7
+# %% ../nbs/11_train.ipynb #9e889078
 NAMES = 'zero one two three four five six seven eight nine'.split()
 
 def digit_dls(
@@ -74,8 +75,9 @@ def digit_dls(
     if size not in (None,8): x = F.interpolate(x, size=(size,size), mode='bilinear').clamp(0, 255)
     items = [(TensorImage(o), NAMES[c]) for o,c in zip(x.round().byte().expand(-1,3,-1,-1), y)]
     valid = train_test_split(np.arange(len(x)), test_size=.2, stratify=y, random_state=0)[1]
-    block = DataBlock((TransformBlock(batch_tfms=IntToFloatTensor), CategoryBlock(vocab=NAMES, sort=False)), getters=[ItemGetter(0), ItemGetter(1)], splitter=IndexSplitter(valid))
-    return block.dataloaders(items, bs=bs, num_workers=workers, path=path)
+    train = np.setdiff1d(np.arange(len(x)), valid)
+    dsets = Datasets(items, [[ItemGetter(0)], [ItemGetter(1), Categorize(vocab=NAMES, sort=False)]], splits=[train.tolist(), valid.tolist()])
+    return dsets.dataloaders(bs=bs, after_batch=IntToFloatTensor, num_workers=workers, path=path)
 
 # %% ../nbs/11_train.ipynb #4e0c8ba4
 class BadArgument(ValueError):
@@ -406,7 +408,7 @@ def _run(a):
     print(f"written to {out}: {', '.join(sorted(o.name for o in out.iterdir() if o.is_file()))}")
     return acc
 
-# %% ../nbs/11_train.ipynb #1f58393a
+# %% ../nbs/11_train.ipynb #e95020d2
 @call_parse(pos=['path'])
 def train_cli(
     path:Path=None, # Folder with train/CLASS/* and val/CLASS/*; none: the digits that come with scikit-learn
@@ -440,6 +442,7 @@ def train_cli(
     a = {k:v for k,v in locals().items()}
     a = {k:str(v) if isinstance(v, Path) else v for k,v in a.items()}
     if not is_cli(): return _run(a)
+    if path is None: torch.set_num_threads(1)       # digits of 8 pixels are too small to share: two threads take twice as long
     try: _run(a)
     except BadArgument as e:
         if not rank_distrib(): print(f'fastmix-train: {e}', file=sys.stderr)
