@@ -125,7 +125,7 @@ def show_mix(self:Learner,
         _show_row(_pictures(dl, x1[0]), _titles(yb, y1, vocab, n)[1], row, repr(cb), plan if boxes else None, **kwargs)
     return axs
 
-# %% ../nbs/09_show.ipynb #28c28853
+# %% ../nbs/09_show.ipynb #178abda5
 def plot_lam(
     alphas:tuple=(.1,.2,.4,1.,2.), # Of Beta(alpha,alpha)
     fold:bool=True, # As fastai's MixUp: a sample keeps at least half of itself
@@ -136,7 +136,8 @@ def plot_lam(
     "Histogram of mixing weights for several alphas; returns the axes"
     if ax is None: _,ax = plt.subplots(figsize=figsize)
     rng = make_rng(0)
-    for a in alphas: ax.hist(draw_lam(rng, n, a, fold), bins=60, range=(.5 if fold else 0,1), density=True, histtype='step', lw=1.5, label=f'α = {a:g}')
+    kw = dict(bins=60, range=(.5 if fold else 0,1), density=True, histtype='step', lw=1.5)
+    for a in alphas: ax.hist(draw_lam(rng, n, a, fold), label=f'α = {a:g}', **kw)
     ax.set(xlabel='lam, weight of the own label', ylabel='density', yscale='log')
     ax.legend(fontsize=8)
     return ax
