@@ -17,8 +17,8 @@ from fastai.learner import Learner
 from fastai.torch_core import num_distrib, rank_distrib
 from fastcore.basics import patch
 
-# %% ../nbs/12_distributed.ipynb #d6aa7392
-class AnyDistributedDL(DistributedDL):
+# %% ../nbs/12_distributed.ipynb #ce1efe17
+class _AnyDistributedDL(DistributedDL):
     "fastai's `DistributedDL`, for every backend"
     def _broadcast(self, t, rank):
         device = 'cuda' if torch.distributed.get_backend()=='nccl' else 'cpu'
@@ -26,11 +26,11 @@ class AnyDistributedDL(DistributedDL):
         torch.distributed.broadcast(t, rank)
         return t.tolist()
 
-class AnyDistributedTrainer(DistributedTrainer):
-    "fastai's `DistributedTrainer`, with `AnyDistributedDL`"
-    def _wrap_dl(self, dl): return dl if isinstance(dl, DistributedDL) else AnyDistributedDL(dl, device=self.learn.model.device)
+class _AnyDistributedTrainer(DistributedTrainer):
+    "fastai's `DistributedTrainer`, with `_AnyDistributedDL`"
+    def _wrap_dl(self, dl): return dl if isinstance(dl, DistributedDL) else _AnyDistributedDL(dl, device=self.learn.model.device)
 
-# %% ../nbs/12_distributed.ipynb #9df371b9
+# %% ../nbs/12_distributed.ipynb #42ef1dc3
 @patch
 @contextmanager
 def many_devices(self:Learner,
@@ -43,7 +43,7 @@ def many_devices(self:Learner,
         return
     cuda,bar = torch.cuda.is_available(),getattr(self, 'progress', None) if rank_distrib() else None
     loaders = list(self.dls.loaders)
-    cb = AnyDistributedTrainer(cuda if sync_bn is None else sync_bn, **{'cpu':not cuda, **kwargs})
+    cb = _AnyDistributedTrainer(cuda if sync_bn is None else sync_bn, **{'cpu':not cuda, **kwargs})
     self.add_cb(cb)
     if bar: self.remove_cb(bar)
     try: yield self

@@ -6,7 +6,7 @@ from PIL import Image
 from safetensors import safe_open
 from sklearn.datasets import load_digits
 from fastmix.train import *
-from fastmix.train import NAMES, BadArgument
+from fastmix.train import _DIGITS as NAMES
 
 FILES = ['args.json','curves.png','history.csv','mixed.png','model.pkl','model.safetensors']
 
