@@ -113,7 +113,7 @@ def test_linear_losses_mixed_target_equals_two_losses(kind, name, f):
     one,two = (MixedLoss(f, (y,), plan, (mixed,), interpolate_loss=i) for i in (False,True))
     same(both(log_softmax_first(name, lambda p: one(p, mixed)), pred), both(log_softmax_first(name, lambda p: two(p, mixed)), pred), 2e-6)
 
-@pytest.mark.parametrize('f', [CrossEntropyLossFlat(), nn.CrossEntropyLoss(), F.cross_entropy, no_reduction], ids=str)
+@pytest.mark.parametrize('f', [CrossEntropyLossFlat(), nn.CrossEntropyLoss(), F.cross_entropy, no_reduction], ids=loss_name)
 def test_cross_entropy_is_pytorchs_on_the_mixed_one_hot(f):
     pred,y = data('category'); plan = plan_of(lams['elem']); mixed = mix_one_hot(y, plan, C)
     same(both(MixedLoss(f, (y,), plan, (mixed,)), pred, mixed), both(F.cross_entropy, pred, mixed))

@@ -807,7 +807,7 @@ def test_filled_in_place():
     assert p.tolist()==[1,1] and torch.equal(m.weight, w) and odd.n==3 and draw(o['l'])==first
     assert draw(R._unplain(s)['l'])==first # generators are made where there are none
 
-@pytest.mark.parametrize('o', [print, lambda: 0, open, object(), np.array([object()]), {(1,2):3}, [print], iter([])], ids=str)
+@pytest.mark.parametrize('o', [print, lambda: 0, open, object(), np.array([object()]), {(1,2):3}, [print], iter([])], ids=lambda o: type(o).__name__)
 def test_not_plain(o):
     with pytest.raises(TypeError, match='no plain form'): R._plain(o)
 
