@@ -28,7 +28,7 @@ def make_rng(
     if seed is None: seed = int(torch.empty((), dtype=torch.int64).random_())
     return np.random.default_rng([seed, *stream])
 
-# %% ../nbs/00_draw.ipynb #35487ef4
+# %% ../nbs/00_draw.ipynb #0a82a280
 @dataclass
 class Plan:
     "What to do with one batch of `n` samples"
@@ -53,8 +53,9 @@ class Plan:
     @cached_property
     def mixes(self)->bool:
         "Is anything mixed at all?"
-        if self.lam.min() < 1 or self.weight.min() < 1: return True
-        return self.map is None and self.box is not None and bool((self.box[...,1] > self.box[...,0]).all(-1).any())
+        if self.weight.min() < 1: return True
+        if self.map is None and self.box is None: return False
+        return bool(self.lam.min() < 1) or (self.box is not None and bool((self.box[...,1] > self.box[...,0]).all(-1).any()))
 
     def take(self, t:Tensor)->Tensor:
         "`t` (n,...) with every sample replaced by its partner"
