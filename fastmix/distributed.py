@@ -7,30 +7,30 @@ Docs: https://fastmix.github.io/fastmix/distributed.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/12_distributed.ipynb #c3203a8a
+# %% ../nbs/12_distributed.ipynb #9a9fd4d8
 from contextlib import contextmanager
 
 import torch
 from fastai.callback.progress import ProgressCallback
-from fastai.distributed import DistributedDL, DistributedTrainer
 from fastai.learner import Learner
 from fastai.torch_core import num_distrib, rank_distrib
 from fastcore.basics import patch
 
-# %% ../nbs/12_distributed.ipynb #ce1efe17
-class _AnyDistributedDL(DistributedDL):
-    "fastai's `DistributedDL`, for every backend"
-    def _broadcast(self, t, rank):
-        device = 'cuda' if torch.distributed.get_backend()=='nccl' else 'cpu'
-        t = torch.tensor(list(t), dtype=torch.long, device=device)
-        torch.distributed.broadcast(t, rank)
-        return t.tolist()
+# %% ../nbs/12_distributed.ipynb #7dddc325
+def _trainer(*args, **kwargs):
+    "fastai's `DistributedTrainer`, with loaders for every backend; `fastai.distributed` is imported here because it needs accelerate"
+    from fastai.distributed import DistributedDL, DistributedTrainer
+    class AnyDL(DistributedDL):
+        def _broadcast(self, t, rank):
+            device = 'cuda' if torch.distributed.get_backend()=='nccl' else 'cpu'
+            t = torch.tensor(list(t), dtype=torch.long, device=device)
+            torch.distributed.broadcast(t, rank)
+            return t.tolist()
+    class AnyTrainer(DistributedTrainer):
+        def _wrap_dl(self, dl): return dl if isinstance(dl, DistributedDL) else AnyDL(dl, device=self.learn.model.device)
+    return AnyTrainer(*args, **kwargs)
 
-class _AnyDistributedTrainer(DistributedTrainer):
-    "fastai's `DistributedTrainer`, with `_AnyDistributedDL`"
-    def _wrap_dl(self, dl): return dl if isinstance(dl, DistributedDL) else _AnyDistributedDL(dl, device=self.learn.model.device)
-
-# %% ../nbs/12_distributed.ipynb #42ef1dc3
+# %% ../nbs/12_distributed.ipynb #b4ab50a5
 @patch
 @contextmanager
 def many_devices(self:Learner,
@@ -43,7 +43,7 @@ def many_devices(self:Learner,
         return
     cuda,bar = torch.cuda.is_available(),getattr(self, 'progress', None) if rank_distrib() else None
     loaders = list(self.dls.loaders)
-    cb = _AnyDistributedTrainer(cuda if sync_bn is None else sync_bn, **{'cpu':not cuda, **kwargs})
+    cb = _trainer(cuda if sync_bn is None else sync_bn, **{'cpu':not cuda, **kwargs})
     self.add_cb(cb)
     if bar: self.remove_cb(bar)
     try: yield self
