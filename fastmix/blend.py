@@ -79,12 +79,12 @@ def _shrink(xp, box, x):
     f = _shrink_linear if xp.is_floating_point() else _shrink_nearest
     return f(xp, box, tuple(x.shape[2:])).to(x.dtype)
 
-# %% ../nbs/01_blend.ipynb #848f0411
-def _paste(out, plan, source):
+# %% ../nbs/01_blend.ipynb #644fc4c1
+def _paste(out, plan, source=None):
     "Write each partner's box, the same place for all, into `out`"
     box = (Ellipsis, *(slice(a,b) for a,b in plan.box[0].tolist()))
     inside = out[box]
-    for s,xp in _meet(plan, source[box]): inside[s] = xp
+    for s,xp in _meet(plan, inside.clone() if source is None else source[box]): inside[s] = xp
     return out
 
 # %% ../nbs/01_blend.ipynb #95ac0a93
@@ -135,7 +135,26 @@ def _mix(x, plan, w, source):
         else: torch.lerp(x[s], xp, ws, out=out[s])
     return out
 
-# %% ../nbs/01_blend.ipynb #2aa50806
+# %% ../nbs/01_blend.ipynb #358dbf42
+def _mix_pairs(x, w, cache=2**21):
+    "Blend the samples of `x` with their mirror images in the batch, in place, about `cache` bytes at a time on a CPU"
+    n,half = len(x),len(x)//2
+    step = max(cache*half//(x.numel()*x.element_size()), 1) if x.is_cpu else half
+    for i in range(0, half, step):
+        first,last = slice(i, min(i+step, half)),slice(n-min(i+step, half), n-i)
+        a,b = x[first].flip(0),x[last].flip(0)
+        x[first].lerp_(b, w[first])
+        x[last].lerp_(a, w[last])
+
+def _one_box(x, plan): return plan.box is not None and plan.same and not (plan.resize or plan.weight[0]<1 or _needs_grad(x))
+
+def _blend_inplace(x, plan, source):
+    if source is None and plan.partner is None:
+        if _one_box(x, plan): return _paste(x, plan.at(tuple(x.shape[2:])))
+        if plan.shift is None and plan.map is None and plan.box is None: return _mix_pairs(x, column(1-plan.weight, x).to(x.dtype))
+    x.copy_(_blend(x, plan, source))
+
+# %% ../nbs/01_blend.ipynb #85caa816
 def _check(x, plan):
     if len(x) != plan.n: raise ValueError(f"x holds {len(x)} samples but the plan was drawn for {plan.n}; draw a plan for this batch")
     d = len(plan.size) if plan.size is not None else 0 if plan.box is None else plan.box.shape[1]
@@ -146,7 +165,7 @@ def _blend(x, plan, source):
     source = x if source is None else _plain(source)
     if plan.box is not None:
         plan = plan.at(tuple(x.shape[2:]))
-        if plan.same and not (plan.resize or _needs_grad(x) or plan.weight[0]<1): return _paste(x.clone(), plan, source)
+        if _one_box(x, plan): return _paste(x.clone(), plan, source)
     return _mix(x, plan, _weights(x, plan), source)
 
 def blend(
@@ -160,9 +179,10 @@ def blend(
     if not plan.mixes:
         _check(x, plan)
         return x
-    out = _blend(_plain(x), plan, source)
-    if inplace: return x.copy_(out)
-    return _retype(out, x)
+    if not inplace: return _retype(_blend(_plain(x), plan, source), x)
+    _check(x, plan)
+    _blend_inplace(_plain(x), plan, source)
+    return x
 
 # %% ../nbs/01_blend.ipynb #25b2e3c7
 def move(

@@ -28,7 +28,7 @@ def make_rng(
     if seed is None: seed = int(torch.empty((), dtype=torch.int64).random_())
     return np.random.default_rng([seed, *stream])
 
-# %% ../nbs/00_draw.ipynb #0a82a280
+# %% ../nbs/00_draw.ipynb #601c690b
 @dataclass
 class Plan:
     "What to do with one batch of `n` samples"
@@ -53,9 +53,9 @@ class Plan:
     @cached_property
     def mixes(self)->bool:
         "Is anything mixed at all?"
-        if self.weight.min() < 1: return True
-        if self.map is None and self.box is None: return False
-        return bool(self.lam.min() < 1) or (self.box is not None and bool((self.box[...,1] > self.box[...,0]).all(-1).any()))
+        if self.map is None and self.box is None: return bool(self.weight.min() < 1)
+        if self.lam.min() < 1 or self.weight.min() < 1: return True
+        return self.box is not None and bool((self.box[...,1] > self.box[...,0]).all(-1).any())
 
     def take(self, t:Tensor)->Tensor:
         "`t` (n,...) with every sample replaced by its partner"
@@ -144,7 +144,7 @@ def draw_lam(
     if fold: lam = np.maximum(lam, 1-lam)
     return lam if strength==1 else 1 - strength*(1-lam)
 
-# %% ../nbs/00_draw.ipynb #956f5d4b
+# %% ../nbs/00_draw.ipynb #06e6dd24
 def draw_box(
     rng:np.random.Generator, # Source of randomness
     lam:np.ndarray, # (k,) share of the picture to be left untouched
@@ -189,7 +189,8 @@ def box_area(
     size:tuple, # Spatial size
 )->np.ndarray: # (k,) in [0,1]
     "Share of the picture that each box covers"
-    return (box[...,1]-box[...,0]).prod(-1) / math.prod(size)
+    if len(box)==1: return np.array([math.prod(b-a for a,b in box[0].tolist()) / math.prod(size)])   # plain numbers are faster than arrays of one
+    return np.multiply.reduce(box[...,1]-box[...,0], -1) / math.prod(size)
 
 # %% ../nbs/00_draw.ipynb #74395340
 def _chance(rng, k, prob): return np.full(k, prob>=1) if prob>=1 or prob<=0 else rng.random(k) < prob
@@ -263,7 +264,7 @@ def draw_cutmix(
     box,lam = _cut(rng, n_units(n, mode), size, alpha, minmax, correct_lam, strength)
     return box_plan(rng, n, size, box, mode, prob, lam)
 
-# %% ../nbs/00_draw.ipynb #f24a035f
+# %% ../nbs/00_draw.ipynb #32ec6e9a
 def draw_cutmixup(
     rng:np.random.Generator, # Source of randomness
     n:int, # Batch size
@@ -285,8 +286,10 @@ def draw_cutmixup(
     if not cut.any(): return draw_mixup(rng, n, mix_alpha, mode, prob, strength, fold)
     shift,mix_lam = draw_shift(rng, n, mode),draw_lam(rng, k, mix_alpha, fold, strength)
     box,cut_lam = _cut(rng, k, size, cut_alpha, minmax, correct_lam, strength)
-    on = _chance(rng, k, prob)
-    cut,mix = on & cut,on & ~cut
+    mix = ~cut
+    if prob<1:
+        on = _chance(rng, k, prob)
+        cut,mix = on & cut,on & mix
     weight = np.where(mix, mix_lam, 1.)
     return _plan(n, mode, shift, weight, np.where(cut, cut_lam, weight), box*cut[:,None,None], tuple(size))
 

@@ -8,7 +8,7 @@ Docs: https://fastmix.github.io/fastmix/loss.html.md"""
 __all__ = ['loss_name', 'CrossEntropy', 'cross_entropy_of', 'mixed_cross_entropy', 'soft_cross_entropy', 'reduction_of',
            'is_linear', 'wants_numbers', 'own_smoothing', 'MixedLoss']
 
-# %% ../nbs/03_loss.ipynb #24c65f8f
+# %% ../nbs/03_loss.ipynb #54a67753
 import inspect
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .draw import Plan, column, plan_tensor
 from .target import mix_number, target_kind
@@ -80,27 +80,29 @@ def cross_entropy_of(
     if _is(f, 'timm.loss.cross_entropy.LabelSmoothingCrossEntropy'): return CrossEntropy(label_smoothing=f.smoothing, axis=-1)
     return _functional_ce(f) if f is loss_func else None
 
-# %% ../nbs/03_loss.ipynb #96a8f4e0
+# %% ../nbs/03_loss.ipynb #a109608b
 def _by_class(w, logp, ce): return w.to(logp.dtype).view(-1, *[1]*(logp.ndim-1-ce.axis%logp.ndim))
 
-def _ce_terms(logp, y, ce):
-    "Of labels `y`, or of weights of the classes: weighted negative log-likelihood, its share in the denominator, what is not ignored"
-    if y.is_floating_point():
-        c = y.shape[ce.axis]
-        if 0<=ce.ignore_index<c: y = y * _by_class(torch.arange(c, device=y.device)!=ce.ignore_index, logp, ce)
-        w = y if ce.weight is None else y*_by_class(ce.weight, logp, ce)
-        return -(w*logp).sum(ce.axis), w.sum(ce.axis), y.sum(ce.axis)
+def _ce_labels(logp, y, share, ce):
+    "Of labels, several along the class axis, each with a `share`: weighted negative log-likelihood, what it counts in a mean, what is not ignored"
     keep = y != ce.ignore_index
-    y,keep = y.where(keep, 0),keep.to(logp.dtype)
-    w = keep if ce.weight is None else ce.weight.to(logp.dtype)[y] * keep
-    return -logp.gather(ce.axis, y.unsqueeze(ce.axis)).squeeze(ce.axis) * w, w, keep
+    y,share = y.where(keep, 0),share*keep
+    w = share if ce.weight is None else ce.weight.to(logp.dtype)[y] * share
+    return -(logp.gather(ce.axis, y)*w).sum(ce.axis), w.sum(ce.axis), share.sum(ce.axis)
+
+def _ce_dense(logp, y, ce):
+    "The same of weights of the classes"
+    c = y.shape[ce.axis]
+    if 0<=ce.ignore_index<c: y = y * _by_class(torch.arange(c, device=y.device)!=ce.ignore_index, logp, ce)
+    w = y if ce.weight is None else y*_by_class(ce.weight, logp, ce)
+    return -(w*logp).sum(ce.axis), w.sum(ce.axis), y.sum(ce.axis)
 
 def _ce_smooth(logp, ce):
     "The part of smoothing that is the same for every label: the mean over the classes"
     if ce.weight is not None and not ce.plain_smooth: logp = logp * _by_class(ce.weight, logp, ce)
     return -logp.sum(ce.axis) / logp.shape[ce.axis]
 
-# %% ../nbs/03_loss.ipynb #c283c6ac
+# %% ../nbs/03_loss.ipynb #5b0461dd
 def _reduce(num, den, ce):
     "Reduce the terms `num`, whose share in a mean is `den`"
     if ce.reduction=='mean': return num.sum() / den.sum()
@@ -127,11 +129,14 @@ def mixed_cross_entropy(
     "Cross-entropy of `lam` times `y` and `1-lam` times `y1`"
     logp = F.log_softmax(pred, ce.axis) if ce.logits else pred
     shape = pred.movedim(ce.axis, -1).shape[:-1]
-    y,y1 = (t.to(logp.dtype) if t.is_floating_point() else t.reshape(shape).long() for t in (y,y1))
-    lam = lam.to(logp.dtype)
-    return _ce(logp, *(torch.lerp(b, a, lam) for a,b in zip(_ce_terms(logp, y, ce), _ce_terms(logp, y1, ce))), ce)
+    y,lam = y.reshape(shape).long(),lam.to(logp.dtype).expand(shape)
+    if not y1.is_floating_point():
+        y,share = torch.stack((y, y1.reshape(shape).long()), ce.axis),torch.stack((lam, 1-lam), ce.axis)
+        return _ce(logp, *_ce_labels(logp, y, share, ce), ce)
+    own = _ce_labels(logp, y.unsqueeze(ce.axis), torch.ones_like(lam).unsqueeze(ce.axis), ce)
+    return _ce(logp, *(torch.lerp(b, a, lam) for a,b in zip(own, _ce_dense(logp, y1.to(logp.dtype), ce))), ce)
 
-# %% ../nbs/03_loss.ipynb #b99dc0ab
+# %% ../nbs/03_loss.ipynb #a074228b
 def soft_cross_entropy(
     pred:Tensor, # (n,C) or with more dimensions: logits, or log-probabilities for `ce.logits=False`
     t:Tensor, # As `pred`: weights of the classes
@@ -139,7 +144,7 @@ def soft_cross_entropy(
 )->Tensor: # As `ce.reduction` says
     "Cross-entropy of a dense target; a mean is divided by the class weights of what the target holds"
     logp = F.log_softmax(pred, ce.axis) if ce.logits else pred
-    return _ce(logp, *_ce_terms(logp, t.to(logp.dtype), ce), ce)
+    return _ce(logp, *_ce_dense(logp, t.to(logp.dtype), ce), ce)
 
 # %% ../nbs/03_loss.ipynb #ae43f7a9
 @contextmanager
