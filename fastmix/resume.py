@@ -10,7 +10,6 @@ __all__ = ['write_checkpoint', 'read_checkpoint', 'newest_checkpoint', 'Resume']
 # %% ../nbs/07_resume.ipynb #dc66ec47
 import errno,inspect,os,platform,random,re,tempfile,time,warnings
 from collections import Counter,OrderedDict
-from contextlib import contextmanager
 from functools import partial
 from hashlib import sha256
 from io import BytesIO

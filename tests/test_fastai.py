@@ -251,3 +251,17 @@ def test_state_is_saved_and_restored(dls):
     r1,r2 = MixUp(),MixUp()
     r1.load_state_dict(state); r2.load_state_dict(state)
     eq(r1.draw(64,(8,8),1.).lam, r2.draw(64,(8,8),1.).lam); eq(r1.rng.random(), r2.rng.random())
+
+@pytest.mark.parametrize('cb', [CutMix,CutMixUp,RecursiveMix])
+def test_a_compiled_model_is_not_compiled_for_each_batch(cb, tmp_path):
+    "Mixing compiles nothing that plain training would not compile"
+    from torch._dynamo.testing import CompileCounter
+    counts = []
+    for cbs in (None,cb()):
+        torch._dynamo.reset()
+        count = CompileCounter()
+        learn = learner(digit_dls(240, 32, path=tmp_path), cbs, torch.compile(net(), backend=count))
+        learn.fit(2)
+        counts.append((count.frame_count,count.op_count))
+    torch._dynamo.reset()
+    assert counts[0]==counts[1] and counts[0][0] <= 4                          # training and validation, whole and last batches

@@ -84,6 +84,25 @@ def test_only_what_is_used():
     if not (package/'train.py').exists(): pytest.skip('train.py does not exist yet')
     assert needed <= used, f'{needed-used} required, and imported nowhere'
 
+def test_all_without_the_extras():
+    "What few need is not asked for by the star import, nor by a fit"
+    code = """
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in ('accelerate','timm'): raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+sys.meta_path.insert(0, Missing())
+from fastai.vision.all import *
+from fastmix.all import *
+dls = DataLoaders.from_dsets(*[[(torch.randn(3,4,4), torch.tensor(i%2)) for i in range(8)]]*2, bs=4, num_workers=0)
+learn = Learner(dls, nn.Sequential(Flatten(), nn.Linear(48,2)), CrossEntropyLossFlat(), cbs=[MixUp(),CutMix()])
+with learn.no_bar(), learn.no_logging(): learn.fit_long(1, advice=False)
+print('accelerate' in sys.modules, 'timm' in sys.modules)
+"""
+    p = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, cwd=root)
+    assert p.returncode==0, p.stderr[-3000:]
+    assert p.stdout.split()==['False','False']
+
 def test_installed_command():
     "The command that pip installed is there and says how it is used"
     if not (package/'train.py').exists(): pytest.skip('train.py does not exist yet')
