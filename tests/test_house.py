@@ -7,7 +7,7 @@ from house import by_hand, directives, exports, load, modules, name, nbs, notebo
 # Who may import whom. Right of each module: the modules of ours that it builds on, which brings along what they build on.
 builds_on = dict(
     draw='', blend='draw', target='draw', loss='target', callback='blend target loss', hidden='callback', schedule='callback',
-    resume='', recipe='schedule resume', show='callback', functional='draw blend target', distributed='', train='recipe show distributed')
+    resume='', recipe='schedule resume', show='callback recipe', functional='draw blend target', distributed='', train='recipe show distributed')
 plain = 'draw blend target loss functional'.split()  # these know PyTorch, not fastai
 plain_may = {'torch', 'numpy', 'fastcore', 'fastmix'} | set(sys.stdlib_module_names)
 
