@@ -34,9 +34,12 @@ def threads(n):
     finally: torch.set_num_threads(old)
 
 def measure(fs, rounds, seconds, device='cpu'):
-    "Of each function the medians of its rounds, in µs; one after the other in each round, for about `seconds` a turn"
+    """Of each function the medians of its rounds, in µs; one after the other in each round, for about `seconds` a turn. What writes into a batch
+    has an attribute `fresh`, which gives it another one before each call, outside of the time: a batch mixed again and again is no picture any more"""
     wait = torch.cuda.synchronize if device=='cuda' else lambda: None
     def call(f):
+        getattr(f, 'fresh', lambda: None)()
+        wait()
         t = time.perf_counter()
         f()
         wait()
@@ -49,6 +52,13 @@ def measure(fs, rounds, seconds, device='cpu'):
     for _ in range(rounds):
         for k,f in fs.items(): res[k].append(float(np.median([call(f) for _ in range(n[k])])))
     return res
+
+def in_place(f, x, y):
+    "`f(out, y)` on a batch of its own, which is `x` again before each call"
+    out = x.clone(memory_format=torch.preserve_format)
+    def call(): f(out, y)
+    call.fresh = lambda: out.copy_(x)
+    return call
 
 def row(part, case, who, rounds, limit=None, of='', target=None, **kwargs):
     "A line of the table; `limit`: the rounds of what the time is divided by, else the target is in µs"
@@ -85,8 +95,7 @@ TARGETS = {'MixUp batch':(1.7,3.5,4.5), 'MixUp elem':(1.7,3.5,4.5), 'CutMix batc
 def ours(x, y):
     res = {f'{c.__name__} {m}':callback(c(mode=m), x, y) for c in (MixUp, CutMix, CutMixUp) for m in ('batch','pair','elem')}
     for k,c,mode in ('MixUp',(1.,0.),'pair'),('CutMix',(0.,1.),'batch'):
-        f,out = Mixup(*c, mode=mode, label_smoothing=0., num_classes=10, inplace=True),x.clone(memory_format=torch.preserve_format)
-        res[f'{k} {mode}, in place'] = lambda f=f, out=out: f(out, y)
+        res[f'{k} {mode}, in place'] = in_place(Mixup(*c, mode=mode, label_smoothing=0., num_classes=10, inplace=True), x, y)
     return res
 
 def fastai(x, y): return {'MixUp elem':callback(fastai_mixup.MixUp(), x, y), 'CutMix batch, in place':callback(fastai_mixup.CutMix(), x.clone(), y)}
@@ -96,8 +105,7 @@ def timm(x, y):
     res = {}
     for k,a in dict(MixUp=(1.,0.), CutMix=(0.,1.), CutMixUp=(1.,1.)).items():
         for mode in ('batch','pair','elem'):
-            f,out = TimmMixup(*a, mode=mode, label_smoothing=0., num_classes=10),x.clone(memory_format=torch.preserve_format)
-            res[f'{k} {mode}, in place'] = lambda f=f, out=out: f(out, y)
+            res[f'{k} {mode}, in place'] = in_place(TimmMixup(*a, mode=mode, label_smoothing=0., num_classes=10), x, y)
     return res
 
 def torchvision(x, y):
@@ -243,6 +251,22 @@ def table(rows):
         target,meets = r['target'] or '',{None:'', True:'yes', False:'NO'}[r['meets']]
         if isinstance(target, (int,float)): target = f"≤ {target} {'× '+r['of'] if r['ratio'] else 'µs'}"
         print(f"{r['part']:13}{r['case']:57}{r['who']:12}{us:>11}{spread:>22}  {result:45}{target:24}{meets}")
+
+def readme_table(path, kinds=('MixUp batch','MixUp elem','CutMix batch','CutMix elem','CutMixUp elem')):
+    "The table of the README, as Markdown, from a file that `--json` wrote: times × `clone`, a row for each kind of mix and library, contiguous memory"
+    from IPython.display import Markdown
+    with open(path) as f: rows = [r for r in json.load(f)['rows'] if r['part']=='pictures' and r['who']!='limit' and 'channels_last' not in r['shape']]
+    shapes,limit,cells = list(dict.fromkeys(r['shape'] for r in rows)),{},{}
+    for r in rows:
+        kind = r['kind'].removesuffix(', in place')
+        if r['of']=='clone' and r['who']=='fastmix': limit[r['shape']] = r['us']/r['ratio']
+        if kind in kinds and not (r['who']=='fastmix' and 'place' in r['kind']): cells[kind,r['who'],'place' in r['kind'],r['shape']] = r['us']
+    res = ['| mix | library | ' + ' | '.join(shapes) + ' |', '|---'*(2+len(shapes)) + '|']
+    for kind in kinds:
+        for who in dict.fromkeys(k[1:3] for k in cells if k[0]==kind):
+            values = (f'{cells[kind,*who,o]/limit[o]:.1f}' if (kind,*who,o) in cells else '–' for o in shapes)
+            res.append(f"| {kind} | {who[0]}{', in place' if who[1] else ''} | {' | '.join(values)} |")
+    return Markdown('\n'.join(res))
 
 def plot(rows, path):
     "Bars of each kind of mix, a panel a shape, one colour a library"

@@ -87,21 +87,22 @@ def _paste(out, plan, source=None):
     for s,xp in _meet(plan, inside.clone() if source is None else source[box]): inside[s] = xp
     return out
 
-# %% ../nbs/01_blend.ipynb #95ac0a93
+# %% ../nbs/01_blend.ipynb #5d18e144
 def box_mask(
     box:np.ndarray, # (n,d,2) start and stop, from a plan
     x:Tensor, # (n,c,...) with d spatial dimensions
-)->Tensor: # bool, (n,1,...)
-    "True inside each sample's box"
+    dtype:torch.dtype=torch.bool, # Of the result
+)->Tensor: # (n,1,...)
+    "True, or 1, inside each sample's box"
     d,inside = box.shape[1],None
     for i,size in enumerate(x.shape[-d:]):
         r = np.arange(size)
         m = (r >= box[:,i,:1]) & (r < box[:,i,1:])
-        m = plan_tensor(m.reshape(-1, 1, *[1]*i, size, *[1]*(d-1-i)), x)
-        inside = m if inside is None else inside & m
+        m = plan_tensor(m.reshape(-1, 1, *[1]*i, size, *[1]*(d-1-i)), x).to(dtype)
+        inside = m if inside is None else inside * m
     return inside
 
-# %% ../nbs/01_blend.ipynb #32e21675
+# %% ../nbs/01_blend.ipynb #4c4a5faf
 def _map_for(plan, x):
     if callable(plan.map): plan.map = plan.map(x.device)
     m = plan_tensor(plan.map, x)
@@ -109,30 +110,26 @@ def _map_for(plan, x):
     return m if m.shape[2:]==size else F.interpolate(m.float(), size).to(m.dtype)
 
 def _weights(x, plan):
-    "Weights of the partners: a number, or a tensor that broadcasts with `x`, bool where it is all or nothing"
+    "Weights of the partners: a number, or a tensor that broadcasts with `x`"
     if plan.map is not None: return _map_for(plan, x)
     w = 1-plan.weight
     if plan.box is None: return float(w[0]) if plan.same else column(w, x).to(x.dtype)
-    inside = box_mask(plan.box, x)
-    return inside if not w.any() else torch.where(inside, 1., column(w, x).to(x.dtype))
+    inside = box_mask(plan.box, x, x.dtype if x.is_floating_point() else torch.float)
+    return torch.maximum(inside, column(w, x).to(inside.dtype)) if w.any() else inside
 
-# %% ../nbs/01_blend.ipynb #6ad18ad8
+# %% ../nbs/01_blend.ipynb #e5143e81
 def _needs_grad(x): return x.requires_grad and torch.is_grad_enabled()
 
 def _mix(x, plan, w, source):
     "`x` plus `w` times the way to its partner in `source`"
-    if isinstance(w, Tensor) and not x.is_floating_point(): w = w>.5
-    if isinstance(w, Tensor) and w.dtype not in (torch.bool, x.dtype): w = w.to(x.dtype)
-    hard = isinstance(w, Tensor) and w.dtype==torch.bool
+    hard = not x.is_floating_point()                                             # labels: one or the other
+    if isinstance(w, Tensor): w = w>.5 if hard else w.to(x.dtype)
+    f = (lambda a,b,w,**kw: torch.where(w, b, a, **kw)) if hard else torch.lerp
     shrunk = _shrink(plan.take(source), plan.box, x) if plan.resize else None
-    if _needs_grad(x):
-        xp = plan.take(source) if shrunk is None else shrunk
-        return torch.where(w, xp, x) if hard else torch.lerp(x, xp, w)
+    if _needs_grad(x): return f(x, plan.take(source) if shrunk is None else shrunk, w)
     out = torch.empty_like(x)
     for s,xp in _meet(plan, source) if shrunk is None else [(slice(None), shrunk)]:
-        ws = w[s] if isinstance(w, Tensor) and len(w)>1 else w
-        if hard: torch.where(ws, xp, x[s], out=out[s])
-        else: torch.lerp(x[s], xp, ws, out=out[s])
+        f(x[s], xp, w[s] if isinstance(w, Tensor) and len(w)>1 else w, out=out[s])
     return out
 
 # %% ../nbs/01_blend.ipynb #358dbf42

@@ -82,7 +82,7 @@ def _cutmix_box(rng, size, length, alpha, uniform):
     share = (1-lam)**(1/len(size))
     return _uniform_box(rng, share*s/np.maximum(1-share, 1e-6), size)
 
-# %% ../nbs/10_functional.ipynb #e3a25f5d
+# %% ../nbs/10_functional.ipynb #ed107666
 def _flat_size(input):
     "The last two sizes, one for a sequence"
     if not isinstance(input, Tensor) or input.ndim<3: raise ValueError(
@@ -92,7 +92,7 @@ def _flat_size(input):
 def _fill(rng, input, target, indices, box, **kwargs):
     "Fill `box` (1,d,2), the same for the whole batch, with the partners"
     size,partners = _flat_size(input),_partners(rng, input, target, indices)
-    area = 1-float(box_area(box[0], size))
+    area = 1-float(box_area(box, size)[0])
     whole = np.array([[0,s] for s in input.shape[2:-2]], np.int64).reshape(-1, 2)
     full = np.concatenate([whole, box[0]])[None].repeat(len(input), 0)
     kwargs.update(weight=_one(1, len(input)), lam=_one(area, len(input)), box=full, same=True, size=tuple(input.shape[2:]))
