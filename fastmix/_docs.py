@@ -1,6 +1,7 @@
-"""What the documentation needs from us: processors for nbdev's pages, and `README.md` from `nbs/index.ipynb` without Quarto.
+"""What the documentation needs from us: processors for nbdev's pages, `README.md` from `nbs/index.ipynb` without Quarto, and `nbs/llms.txt`,
+the list of pages for language models ([llmstxt.org](https://llmstxt.org)).
 
-Run `python -m fastmix._docs` after changing `nbs/index.ipynb`."""
+Run `python -m fastmix._docs` after changing `nbs/index.ipynb`, `nbs/sidebar.yml` or the head of a page."""
 import base64,json,re
 from pathlib import Path
 
@@ -64,16 +65,39 @@ def readme(
     note = '<!-- Written from nbs/index.ipynb by `python -m fastmix._docs`: edit the notebook -->'
     return '\n\n'.join([res[0], note, *res[1:]])+'\n', files
 
-def write_readme(root='.'):
-    "Write `README.md` and its pictures under `root`, the repository"
+def _pages(contents, section=''):
+    "`(section, page)` for each entry of a sidebar"
+    for o in contents:
+        if isinstance(o, dict): yield from _pages(o.get('contents', []), o.get('section', section))
+        else: yield section,o
+
+def llms(
+    nbs,  # The folder of notebooks, with `sidebar.yml`
+    cfg   # nbdev's settings
+): # The text of `llms.txt`
+    "The pages in the order of the sidebar, each with its title, its summary and the address of its markdown"
+    import yaml
+    sidebar = yaml.safe_load((nbs/'sidebar.yml').read_text(encoding='utf-8'))['website']['sidebar']['contents']
+    res,last = [f'# {cfg.title}', '', f'> {cfg.description}', ''],''
+    for section,page in _pages(sidebar):
+        head = _text(json.loads((nbs/page).read_text(encoding='utf-8'))['cells'][0]['source'])
+        title,summary = re.match(r'# ([^\n]+)\n+> ([^\n]+)', head).groups()
+        if section!=last: res += ['', f'## {section}', '']
+        last = section
+        res.append(f'- [{title}]({_link(page, cfg.doc_url)}.md): {summary}')
+    return '\n'.join(res)+'\n'
+
+def write_pages(root='.'):
+    "Write `nbs/llms.txt`, and `README.md` and its pictures, under `root`, the repository"
     from nbdev.config import get_config
-    root = Path(root).resolve()
+    root,cfg = Path(root).resolve(),get_config(root)
+    (root/'nbs/llms.txt').write_text(llms(root/'nbs', cfg), encoding='utf-8')
     nb = json.loads((root/'nbs/index.ipynb').read_text(encoding='utf-8'))
-    text,files = readme(nb, get_config(root).doc_url)
+    text,files = readme(nb, cfg.doc_url)
     (root/'README.md').write_text(text, encoding='utf-8')
     for old in root.glob('index_files/*.png'): old.unlink()
     for name,data in files.items():
         (root/name).parent.mkdir(exist_ok=True)
         (root/name).write_bytes(data)
 
-if __name__=='__main__': write_readme()
+if __name__=='__main__': write_pages()

@@ -178,8 +178,8 @@ def test_quarto_settings(site):
     "The settings are what nbdev makes of pyproject.toml, and the files that they name are there"
     assert (site/'nbdev.yml').read_text()==(nbs/'nbdev.yml').read_text(), 'nbs/nbdev.yml is not in step with pyproject.toml'
     q = yaml.safe_load((nbs/'_quarto.yml').read_text(encoding='utf-8'))
-    named = q['metadata-files']+[q['format']['html']['css']]+[q['website'][k] for k in ('favicon', 'image') if k in q['website']]
-    for o in named: assert (nbs/o).exists(), o
+    named = q['metadata-files']+q['project']['resources']+[q['format']['html']['css']]+[q['website'][k] for k in ('favicon', 'image')]
+    for o in named: assert (nbs/o).exists() and (site/o).exists(), o
 
 def test_snippets_run():
     "Python in the documentation stands in cells, where the tests run it"

@@ -192,6 +192,12 @@ def test_readme():
     for url in re.findall(r'\]\(([^)\s]+)', md):
         if not re.match(r'\w+:|#', url): assert (root/url.partition('#')[0]).exists(), f'README.md links to {url}, which does not exist'
 
+def test_llms():
+    "The list of pages for language models is that of the sidebar"
+    from fastmix._docs import llms
+    from nbdev.config import get_config
+    assert llms(nbs, get_config(root))==(nbs/'llms.txt').read_text(encoding='utf-8'), 'nbs/llms.txt is stale: run python -m fastmix._docs'
+
 def test_readme_from_notebook():
     "What becomes of each kind of cell, link and output"
     from fastmix._docs import readme
