@@ -94,8 +94,9 @@ TARGETS = {'MixUp batch':(1.7,3.5,4.5), 'MixUp elem':(1.7,3.5,4.5), 'CutMix batc
 
 def ours(x, y):
     res = {f'{c.__name__} {m}':callback(c(mode=m), x, y) for c in (MixUp, CutMix, CutMixUp) for m in ('batch','pair','elem')}
-    for k,c,mode in ('MixUp',(1.,0.),'pair'),('CutMix',(0.,1.),'batch'):
-        res[f'{k} {mode}, in place'] = in_place(Mixup(*c, mode=mode, label_smoothing=0., num_classes=10, inplace=True), x, y)
+    for k,a in dict(MixUp=(1.,0.), CutMix=(0.,1.), CutMixUp=(1.,1.)).items():
+        for mode in ('batch','pair','elem'):
+            res[f'{k} {mode}, in place'] = in_place(Mixup(*a, mode=mode, label_smoothing=0., num_classes=10, inplace=True), x, y)
     return res
 
 def fastai(x, y): return {'MixUp elem':callback(fastai_mixup.MixUp(), x, y), 'CutMix batch, in place':callback(fastai_mixup.CutMix(), x.clone(), y)}

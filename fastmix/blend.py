@@ -132,23 +132,27 @@ def _mix(x, plan, w, source):
         f(x[s], xp, w[s] if isinstance(w, Tensor) and len(w)>1 else w, out=out[s])
     return out
 
-# %% ../nbs/01_blend.ipynb #358dbf42
+# %% ../nbs/01_blend.ipynb #9ca3afdc
 def _mix_pairs(x, w, cache=2**21):
     "Blend the samples of `x` with their mirror images in the batch, in place, about `cache` bytes at a time on a CPU"
     n,half = len(x),len(x)//2
-    step = max(cache*half//(x.numel()*x.element_size()), 1) if x.is_cpu else half
+    step = max(cache*half//(x.numel()*x.element_size()), 1) if x.is_cpu else max(half, 1)
     for i in range(0, half, step):
         first,last = slice(i, min(i+step, half)),slice(n-min(i+step, half), n-i)
+        w0,w1 = (w[first],w[last]) if isinstance(w, Tensor) and len(w)>1 else (w,w)
         a,b = x[first].flip(0),x[last].flip(0)
-        x[first].lerp_(b, w[first])
-        x[last].lerp_(a, w[last])
+        x[first].lerp_(b, w0)
+        x[last].lerp_(a, w1)
 
 def _one_box(x, plan): return plan.box is not None and plan.same and not (plan.resize or plan.weight[0]<1 or _needs_grad(x))
 
 def _blend_inplace(x, plan, source):
     if source is None and plan.partner is None:
-        if _one_box(x, plan): return _paste(x, plan.at(tuple(x.shape[2:])))
-        if plan.shift is None and plan.map is None and plan.box is None: return _mix_pairs(x, column(1-plan.weight, x).to(x.dtype))
+        if plan.box is not None: plan = plan.at(tuple(x.shape[2:]))
+        if _one_box(x, plan): return _paste(x, plan)
+        if plan.shift is None and not (plan.resize or _needs_grad(x)):
+            w = _weights(x, plan)
+            return _mix_pairs(x, w.to(x.dtype) if isinstance(w, Tensor) else w)
     x.copy_(_blend(x, plan, source))
 
 # %% ../nbs/01_blend.ipynb #85caa816
