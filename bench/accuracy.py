@@ -2,7 +2,7 @@
 
 `python bench/accuracy.py DATA` with an `.npz` file of uint8 images and labels (`x_train, y_train, x_test, y_test`) or a folder with
 train/CLASS/* and val/CLASS/*. A recipe is a call of a learner's method: `--recipes` takes names of `RECIPES` or `name=call`, such as
-`"mine=fit_long(n, lr, cbs=CutMixUp())"`. `--part valid`, for choosing, tests on training images that `--train` leaves; `--part test` on the
+`"mine=fit_long(n, lr, cbs=CutMixUp())"`, with `n` epochs, `--lr`, `--wd` and `fastai`'s mixing callbacks at hand. `--part valid`, for choosing, tests on training images that `--train` leaves; `--part test` on the
 test images. Each finished run is a line of JSON in `--out`, and is not made again: stop whenever you like, and start the same command.
 `--table FILE…` only prints what is there, and `--plot FILE` draws accuracy against epochs."""
 import argparse,functools,json,multiprocessing,os,signal,time,warnings
@@ -29,12 +29,12 @@ from fastmix.all import *
 from fastmix.train import folder_dls,make_model,small_resnet
 
 RECIPES = dict(
-    none='fit_one_cycle(n, lr)',
-    fastai_mixup='fit_one_cycle(n, lr, cbs=fastai.MixUp())',
-    fastai_cutmix='fit_one_cycle(n, lr, cbs=fastai.CutMix())',
-    none_flat='fit_flat_cos(n, lr)',
-    fastai_mixup_flat='fit_flat_cos(n, lr, cbs=fastai.MixUp())',
-    fastai_cutmix_flat='fit_flat_cos(n, lr, cbs=fastai.CutMix())',
+    none='fit_one_cycle(n, lr, wd=wd)',
+    fastai_mixup='fit_one_cycle(n, lr, wd=wd, cbs=fastai.MixUp())',
+    fastai_cutmix='fit_one_cycle(n, lr, wd=wd, cbs=fastai.CutMix())',
+    none_flat='fit_flat_cos(n, lr, wd=wd)',
+    fastai_mixup_flat='fit_flat_cos(n, lr, wd=wd, cbs=fastai.MixUp())',
+    fastai_cutmix_flat='fit_flat_cos(n, lr, wd=wd, cbs=fastai.CutMix())',
     fit_long='fit_long(n, lr)')
 
 # --- data
@@ -102,10 +102,10 @@ def one_run(job):
     if path.is_dir(): dls = photo_dls(path, a.train, a.part, a.bs, a.size)
     else: dls = npz_dls(path, a.train, a.part, a.bs, a.flip)
     model = small_resnet(dls.c) if a.arch=='small_resnet' else make_model(a.arch, dls.c, a.size)
-    learn = Learner(dls, model, CrossEntropyLossFlat(), wd=a.wd, metrics=accuracy)
+    learn = Learner(dls, model, CrossEntropyLossFlat(), metrics=accuracy)
     if a.bf16: learn.to_bf16().add_cb(ChannelsLast())
     with learn.no_bar(), learn.no_logging(), learn.added_cbs(NoValid()):
-        eval(f'learn.{a.call}', dict(globals(), learn=learn, n=a.epochs, lr=a.lr, fastai=fastai_mixup))
+        eval(f'learn.{a.call}', dict(globals(), learn=learn, n=a.epochs, lr=a.lr, wd=a.wd, fastai=fastai_mixup))
     with learn.no_bar(): p,y = (o.numpy() for o in learn.get_preds())
     p = p.astype(float)
     res = dict(accuracy=accuracy_score(y, p.argmax(1)), nll=log_loss(y, p/p.sum(1, keepdims=True), labels=range(p.shape[1])), ece=ece(p, y))

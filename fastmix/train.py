@@ -114,10 +114,11 @@ def folder_dls(
     size:int=128, # Pixels
     bs:int=64, # Batch size
     workers:int|None=None, # Processes that load data; `None`: as fastai
+    splitter=GrandparentSplitter('train','val'), # From the list of files to the indices for training and for validation
 )->DataLoaders:
     "An Imagenette-style folder: random resized crops and flips for training, centre crops for validation"
     files = check_folder(path)
-    block = DataBlock((ImageBlock, CategoryBlock), splitter=GrandparentSplitter('train','val'), get_y=parent_label,
+    block = DataBlock((ImageBlock, CategoryBlock), splitter=splitter, get_y=parent_label,
                       item_tfms=[RandomResizedCrop(size, min_scale=.35), FlipItem(.5)], batch_tfms=Normalize.from_stats(*imagenet_stats))
     return block.dataloaders(files, bs=bs, num_workers=workers, path=path)
 

@@ -1,0 +1,75 @@
+"The comparison of accuracy: its data, its measures, and that what is finished is not run again. The figures themselves are nobody's test."
+import json,subprocess,sys
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from house import root
+
+sys.path.append(str(root/'bench'))
+import accuracy as bench
+from sklearn.datasets import load_digits
+
+@pytest.fixture(scope='module')
+def npz(tmp_path_factory):
+    x,y = load_digits(return_X_y=True)
+    x = (x.reshape(-1,8,8)*15).astype(np.uint8)
+    path = tmp_path_factory.mktemp('bench')/'digits.npz'
+    np.savez(path, x_train=x[:400], y_train=y[:400], x_test=x[400:600], y_test=y[400:600])
+    return path
+
+def run(*args):
+    p = subprocess.run([sys.executable, '-W', 'ignore', root/'bench'/'accuracy.py', *map(str, args)], capture_output=True, text=True, cwd=root)
+    return p.returncode, p.stdout+p.stderr
+
+def test_finished_runs_are_not_run_again(npz, tmp_path):
+    out = tmp_path/'out.jsonl'
+    args = [npz, '--train', 200, '--epochs', 1, '--seeds', 0, '--workers', 1, '--no-flip', '--out', out, '--recipes']
+    code,text = run(*args, 'none', 'mine=fit_long(n, lr, cbs=CutMixUp(), advice=False)')
+    assert code==0 and '0 runs are there, 2 to do' in text, text
+    lines = out.read_text()
+    rows = [json.loads(o) for o in lines.splitlines()]
+    assert {o['recipe'] for o in rows}=={'none','mine'} and all(0<o['accuracy']<1 and o['nll']>0 and 0<=o['ece']<=1 for o in rows)
+    code,text = run(*args, 'none', '--plot', tmp_path/'p.png')
+    assert code==0 and '1 runs are there, 0 to do' in text and out.read_text()==lines, text
+    assert (tmp_path/'p.png').stat().st_size>1000
+    code,text = run(*args, 'nonsense')
+    assert code==2 and '--recipes nonsense: unknown' in text
+
+def test_parts_never_meet(npz):
+    d = np.load(npz)
+    tr,va = bench.splits_of(d['y_train'], d['y_test'], 200, 'valid')
+    tr2,te = bench.splits_of(d['y_train'], d['y_test'], 200, 'test')
+    assert np.array_equal(tr, tr2) and len(tr)==200
+    assert not set(tr)&set(va) and len(va)==200 and va.max()<400 and np.array_equal(te, np.arange(400,600))
+    assert np.ptp(np.bincount(d['y_train'][tr])) <= 4                          # stratified
+
+def test_batches_are_crops_and_flips():
+    x = torch.arange(2*3*6*6.).view(2,3,6,6)
+    y = torch.tensor([0,1])
+    xb,yb = bench.batch(torch.nn.functional.pad(x, [4]*4), y, [1,0], flip=True, pad=4)
+    assert xb.shape==(2,3,6,6) and yb.tolist()==[1,0]
+    torch.manual_seed(0)
+    seen = [bench.batch(torch.nn.functional.pad(x, [4]*4), y, [0], flip=True, pad=4)[0] for _ in range(400)]
+    whole = torch.nn.functional.pad(x[0], [4]*4)
+    crops = {(i,j,f): (o.flip(-1) if f else o) for i in range(9) for j in range(9) for f in (0,1) for o in [whole[:,i:i+6,j:j+6]]}
+    found = {next(k for k,o in crops.items() if torch.equal(o, s[0])) for s in seen}
+    assert len({k[0] for k in found})==len({k[1] for k in found})==9 and len({k[2] for k in found})==2
+    assert torch.equal(bench.batch(x, y, [0,1])[0], x)                          # testing: as they are
+
+def test_ece():
+    y = np.array([0]*60+[1]*40)
+    assert abs(bench.ece(np.tile([.6,.4], (100,1)), y)) < 1e-6                  # right 60% of the time at .6
+    assert abs(bench.ece(np.tile([.9,.1], (100,1)), y) - .3) < 1e-6
+
+def test_a_folder(tmp_path):
+    g = np.random.default_rng(0)
+    for side in ('train','val'):
+        for c in 'ab':
+            (tmp_path/side/c).mkdir(parents=True)
+            for i in range(10): Image.fromarray(g.integers(0, 255, (40,40,3), dtype=np.uint8)).save(tmp_path/side/c/f'{i}.png')
+    valid,test = (bench.photo_dls(tmp_path, 8, part, 4, 32) for part in ('valid','test'))
+    side = lambda dl: {o.parent.parent.name for o in dl.items}
+    assert side(valid.train)==side(valid.valid)=={'train'} and len(valid.train_ds)==8 and len(valid.valid_ds)==12
+    assert side(test.valid)=={'val'} and set(test.train.items)==set(valid.train.items) and not set(valid.train.items)&set(valid.valid.items)
+    assert test.one_batch()[0].shape==(4,3,32,32)
