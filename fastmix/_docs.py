@@ -13,6 +13,13 @@ def drop_private_links(cell):
     "An nbdev `doc_procs` processor: names that begin with `_` have no API heading, so nothing to link to"
     if cell['cell_type']=='markdown': cell['source'] = re.sub(r'\[(`_\w+(?:\(\))?`)\]\([^)]*\)', r'\1', cell['source'])
 
+_NAME = r'\[(?P<name>`[^`\n]+`)\]\([^)\s]*\)'     # a name that nbdev has made a link
+_TEXT = re.compile(r'(?<=\[)(?:[^\[\]\n]|' + _NAME + r')+(?=\]\()')
+
+def drop_nested_links(cell):
+    "An nbdev `doc_procs` processor: a name in the text of a link is no link of its own, which would break both"
+    if cell['cell_type']=='markdown': cell['source'] = _TEXT.sub(lambda m: re.sub(_NAME, r'\g<name>', m[0]), cell['source'])
+
 def _text(o): return o if isinstance(o, str) else ''.join(o)
 
 def _split(source):

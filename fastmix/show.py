@@ -211,7 +211,7 @@ def _columns(dl, xb, yb, trunc_at):
         return pd.DataFrame(dict(text=[_short(o, trunc_at) for o in rows]))
     return pd.DataFrame(xb[0].detach().reshape(len(xb[0]), -1)[:,:20].float().cpu().numpy())
 
-# %% ../nbs/09_show.ipynb #b7b475f9
+# %% ../nbs/09_show.ipynb #2cd7ede5
 def _sum(a, b, lam): return _write(a) if a==b else f'{lam:.2f} {_write(a)} + {1-lam:.2f} {_write(b)}'
 
 def _mixed_cells(own, partner, new, lam, m, cats):
@@ -247,7 +247,7 @@ def _show_table(dl, xb, yb, mixed, vocabs, max_n, trunc_at=100):
         lines = list(_lines(before, after, m, [o[0] for o in said], [o[1] for o in said], n, cats))
         rows += [(m.name,*k) if len(mixed)>1 else k for k,_ in lines]
         res += [o for _,o in lines]
-    index = pd.MultiIndex.from_tuples(rows, names=['']*len(rows[0]))
+    index = pd.MultiIndex.from_tuples(rows)
     return _Table(res, index=index, columns=['weight',*before.columns,*(o[2] for o in said)])
 
 # %% ../nbs/09_show.ipynb #2b2511b0

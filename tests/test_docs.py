@@ -78,6 +78,7 @@ class Page:
         self.ids |= set(re.findall(r'\bid="([^"]+)"', self.md))
         self.labels = {directives(c)['label'] for c in self.nb['cells'] if 'label' in directives(c)}
         self.links = [c[2][0] for c in walk(tree, 'Link')]
+        self.names = [words(c[1]) for c in walk(tree, 'Link')]
         self.images = [c[2][0] for c in walk(tree, 'Image')]+re.findall(r'<img[^>]*\bsrc="([^"]+)"', self.md)
         self.links += re.findall(r'<a[^>]*\bhref="([^"]+)"', self.md)
         self.cites = [o['citationId'] for c in walk(tree, 'Cite') for o in c[0]]
@@ -117,7 +118,8 @@ def test_outputs(pages, page):
 
 @one_page
 def test_links(pages, page):
-    "Links lead to pages and headings that are there"
+    "Links lead to pages and headings that are there, and none is in another"
+    for name in pages[page].names: assert '](' not in name, f'{page}: a link in a link, {name}'
     for url in pages[page].links:
         where = f'{page} links to {url}'
         assert url and ' ' not in url, where

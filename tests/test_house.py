@@ -109,6 +109,8 @@ def test_no_errors_no_paths(nb):
         for s in strings([c['source'], c.get('outputs', [])]):
             found = machine_path.search(s)
             assert not found, f"{name(nb)}, cell {c['id']}: {found[0]!r} is a place on somebody's machine"
+        for s in strings(c.get('outputs', [])):
+            assert '█' not in s and '\r' not in s, f"{name(nb)}, cell {c['id']}: a progress bar in pieces; run the notebook in Jupyter"
 
 @one_notebook
 def test_title_and_summary(nb):
