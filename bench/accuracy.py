@@ -94,22 +94,29 @@ class NoValid(Callback):
     "Only the end of the run is of interest"
     def before_validate(self): raise CancelValidException
 
-def one_run(job):
-    "Train and test once; returns the finished line"
-    t = time.time()
+def loaders(job, part):
+    "Loaders to train with and to test `part` with"
     path,a = Path(job['path']),SimpleNamespace(**job)
+    return photo_dls(path, a.train, part, a.bs, a.size) if path.is_dir() else npz_dls(path, a.train, part, a.bs, a.flip)
+
+def one_run(job, parts):
+    "Train once, test each of `parts`; returns the finished lines"
+    t,a = time.time(),SimpleNamespace(**job)
     set_seed(a.seed, reproducible=True)
-    if path.is_dir(): dls = photo_dls(path, a.train, a.part, a.bs, a.size)
-    else: dls = npz_dls(path, a.train, a.part, a.bs, a.flip)
+    dls = loaders(job, parts[0])
     model = small_resnet(dls.c) if a.arch=='small_resnet' else make_model(a.arch, dls.c, a.size)
     learn = Learner(dls, model, CrossEntropyLossFlat(), metrics=accuracy)
     if a.bf16: learn.to_bf16().add_cb(ChannelsLast())
     with learn.no_bar(), learn.no_logging(), learn.added_cbs(NoValid()):
         eval(f'learn.{a.call}', dict(globals(), learn=learn, n=a.epochs, lr=a.lr, wd=a.wd, fastai=fastai_mixup))
-    with learn.no_bar(): p,y = (o.numpy() for o in learn.get_preds())
-    p = p.astype(float)
+    with learn.no_bar(): preds = [learn.get_preds(dl=(loaders(job, o) if i else dls).valid) for i,o in enumerate(parts)]
+    return [dict({k:v for k,v in job.items() if k!='path'}, part=o, **scores(*p), seconds=round(time.time()-t)) for o,p in zip(parts, preds)]
+
+def scores(p, y):
+    "Accuracy, negative log-likelihood and calibration error of predicted probabilities"
+    p,y = p.numpy().astype(float),y.numpy()
     res = dict(accuracy=accuracy_score(y, p.argmax(1)), nll=log_loss(y, p/p.sum(1, keepdims=True), labels=range(p.shape[1])), ece=ece(p, y))
-    return {**{k:v for k,v in job.items() if k!='path'}, **{k:round(float(v), 5) for k,v in res.items()}, 'seconds':round(time.time()-t)}
+    return {k:round(float(v), 5) for k,v in res.items()}
 
 def quiet():
     "For a worker: one thread, and Ctrl-C is the parent's"
@@ -125,19 +132,22 @@ def read(files):
     "The lines of result files"
     return [json.loads(o) for f in files if Path(f).exists() for o in Path(f).read_text().splitlines() if o.strip()]
 
-def run_all(jobs, out, workers):
-    "Run the jobs that are not in `out` yet, several at a time, and add a line as each ends"
-    done = {tuple(o[k] for k in KEY) for o in read([out])}
-    todo = [o for o in jobs if tuple(o[k] for k in KEY) not in done]
+def key(line): return tuple(line[k] for k in KEY)
+
+def run_all(jobs, parts, out, workers):
+    "Run the jobs of which a part is not in `out` yet, several at a time, and add a line for each part as a job ends"
+    done = {key(o) for o in read([out])}
+    missing = [(o, [p for p in parts if key(dict(o, part=p)) not in done]) for o in jobs]
+    todo = [o for o in missing if o[1]]
     print(f'{len(jobs)-len(todo)} runs are there, {len(todo)} to do', flush=True)
     with ProcessPoolExecutor(workers, multiprocessing.get_context('spawn'), initializer=quiet) as pool:
-        futures = [pool.submit(one_run, o) for o in todo]
+        futures = [pool.submit(one_run, *o) for o in todo]
         try:
             for i,f in enumerate(as_completed(futures)):
-                r = f.result()
-                with open(out, 'a') as o: o.write(json.dumps(r)+'\n')
-                print(f"{i+1}/{len(todo)} {r['recipe']} seed {r['seed']} epochs {r['epochs']}: accuracy {r['accuracy']:.4f} "
-                      f"nll {r['nll']:.3f} ece {r['ece']:.3f} in {r['seconds']} s", flush=True)
+                with open(out, 'a') as o: o.write(''.join(json.dumps(r)+'\n' for r in f.result()))
+                for r in f.result():
+                    print(f"{i+1}/{len(todo)} {r['recipe']} seed {r['seed']} epochs {r['epochs']} {r['part']}: accuracy {r['accuracy']:.4f} "
+                          f"nll {r['nll']:.3f} ece {r['ece']:.3f} in {r['seconds']} s", flush=True)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -169,7 +179,7 @@ def main():
     p.add_argument('--seeds', nargs='+', type=int, default=[0,1,2])
     p.add_argument('--epochs', nargs='+', type=int, default=[80])
     p.add_argument('--train', type=int, help='so many of the training images, stratified')
-    p.add_argument('--part', choices=['valid','test'], default='valid')
+    p.add_argument('--part', nargs='+', choices=['valid','test'], default=['valid'], help='what to test; one run serves both')
     p.add_argument('--lr', type=float, default=6e-3)
     p.add_argument('--wd', type=float, default=.05)
     p.add_argument('--bs', type=int, default=64)
@@ -189,8 +199,8 @@ def main():
             name,_,call = o.partition('=')
             if not call and name not in RECIPES: p.error(f'--recipes {name}: unknown; one of {", ".join(RECIPES)}, or name=call')
             recipes[name] = call or RECIPES[name]
-        common = dict(path=str(a.data), data=Path(a.data).stem, **{k:vars(a)[k] for k in 'part train bs lr wd arch size flip bf16'.split()})
-        run_all([dict(common, recipe=k, call=v, epochs=n, seed=s) for n in a.epochs for s in a.seeds for k,v in recipes.items()], a.out, a.workers)
+        common = dict(path=str(a.data), data=Path(a.data).stem, **{k:vars(a)[k] for k in 'train bs lr wd arch size flip bf16'.split()})
+        run_all([dict(common, recipe=k, call=v, epochs=n, seed=s) for n in a.epochs for s in a.seeds for k,v in recipes.items()], a.part, a.out, a.workers)
     rows = read(a.table or [a.out])
     t = table(rows)
     print(t.round(3).drop(columns='call').to_string(index=False))
