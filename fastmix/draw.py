@@ -189,7 +189,7 @@ def box_area(
     size:tuple, # Spatial size
 )->np.ndarray: # (k,) in [0,1]
     "Share of the picture that each box covers"
-    if len(box)==1: return np.array([math.prod(b-a for a,b in box[0].tolist()) / math.prod(size)])   # plain numbers are faster than arrays of one
+    if len(box)==1: return np.array([math.prod(b-a for a,b in box[0].tolist()) / math.prod(size)])
     return np.multiply.reduce(box[...,1]-box[...,0], -1) / math.prod(size)
 
 # %% ../nbs/00_draw.ipynb #74395340

@@ -84,7 +84,7 @@ def cross_entropy_of(
 def _by_class(w, logp, ce): return w.to(logp.dtype).view(-1, *[1]*(logp.ndim-1-ce.axis%logp.ndim))
 
 def _ce_labels(logp, y, share, ce):
-    "Of labels, several along the class axis, each with a `share`: weighted negative log-likelihood, what it counts in a mean, what is not ignored"
+    "Of labels, several along the class axis, each with a `share`: weighted loss, what it counts in a mean, what is not ignored"
     keep = y != ce.ignore_index
     y,share = y.where(keep, 0),share*keep
     w = share if ce.weight is None else ce.weight.to(logp.dtype)[y] * share
