@@ -14,7 +14,7 @@ from fastmix.recipe import *
 from fastmix.resume import Resume
 from fastmix.schedule import *
 
-off = dict(schedule=None, ema=None, clip=None, save=None)
+off = dict(schedule=None, wd=None, ema=None, clip=None, save=None)
 
 @pytest.fixture
 def folder(tmp_path): return tmp_path
@@ -53,7 +53,7 @@ def test_off_is_one_cycle(folder, cbs, how):
         if how=='lr_find': learn.lr_find(num_it=6, show_plot=False, suggest_funcs=())
         with warnings.catch_warnings():
             warnings.filterwarnings('ignore', message='.*CUDA is not available')
-            getattr(learn, fit)(3, **kw, **extra)
+            getattr(learn, fit)(3, **{**extra, **kw})
         return run(learn)
     a,b = one('fit_one_cycle'),one('fit_long', **off)
     assert torch.equal(a[0], b[0]) and a[1:3]==b[1:3] and same(a[3], b[3])
@@ -62,9 +62,9 @@ def test_defaults_are_written_once():
     "The defaults of `fit_long` are those of `LONG`, and as long as these are fastai's, its cycle is fastai's"
     import inspect
     ps = inspect.signature(Learner.fit_long).parameters
-    for k in ('n_epoch','div','div_final','pct_start','schedule','ema','clip'): assert ps[k].default is getattr(LONG, k)
+    for k in ('n_epoch','div','div_final','pct_start','wd','schedule','ema','clip'): assert ps[k].default is getattr(LONG, k)
     names = list(inspect.signature(Learner.fit_one_cycle).parameters)
-    assert [k for k in ps if k in names]==names and all(ps[k].default is inspect.signature(Learner.fit_one_cycle).parameters[k].default for k in 'lr_max wd moms cbs reset_opt'.split())
+    assert [k for k in ps if k in names]==names and all(ps[k].default is inspect.signature(Learner.fit_one_cycle).parameters[k].default for k in 'lr_max moms cbs reset_opt'.split())
 
 # --- curves
 
@@ -131,19 +131,46 @@ def test_default_fades(folder):
     p = np.array(learn.recorder.hps['mix_prob']).reshape(20,6)
     assert (p[:17]==1).all() and (p[17:]==0).all()
 
+# --- weight decay
+
+class SeesWd(Callback):
+    order = 2
+    def before_fit(self): self.seen = []
+    def after_batch(self):
+        if self.training: self.seen.append({h['wd'] for h in self.opt.hypers})
+
+@pytest.mark.parametrize('how,want', [
+    ('nothing said', 'rule'), ('slice', 'rule'), ('in the call', .07), ('none', .01), ('learner', .02), ('opt_func', .04), ('sgd', 'rule'), ('torch', 0.), ('accumulate', 'rule')])
+def test_weight_decay(folder, how, want):
+    "The rule, unless somebody has said something else or the optimizer decays in another way"
+    from fastai.optimizer import OptimWrapper
+    n,see = 400,SeesWd()
+    opt = {'opt_func':partial(Adam, wd=.04), 'sgd':SGD, 'torch':partial(OptimWrapper, opt=torch.optim.SGD)}.get(how, Adam)
+    learn = learner(folder, n=n, bs=10, opt_func=opt, wd=.02 if how=='learner' else None)
+    if how=='accumulate': learn.add_cb(GradientAccumulation(30))
+    kw = {'in the call':dict(wd=.07), 'none':dict(wd=None)}.get(how, {})
+    learn.fit_long(2, slice(1e-3,3.) if how=='slice' else 3., schedule=None, columns=False, cbs=see, **kw)
+    steps = 2*len(learn.dls.train)/(3 if how=='accumulate' else 1)
+    lrs = np.array(learn.recorder.hps['lr'])
+    if want!='rule': assert set.union(*see.seen)=={want}
+    else:
+        wd, = set.union(*see.seen)
+        assert wd==run_wd(steps, 3.) < LONG.wd_max                             # a very high learning rate, so that the limit is not met
+        if how=='nothing said': assert abs(wd*lrs.sum() - LONG.shrink) < .05*LONG.shrink   # the real sum of the learning rates
+
 # --- which mixing
 
 def test_recommended(folder, capsys):
-    "One of the two for each batch, for this fit only, and it says so"
+    "For this fit only, and it says so"
     learn,steps = learner(folder),[]
     class Look(Callback):
         order = 2
         def after_pred(self):
             if self.training: steps.append([type(cb).__name__ for cb in self.learn.cbs if isinstance(cb, MixHandler) and cb.plan is not None])
     learn.fit_long(5, cbs=Look)
-    assert {tuple(o) for o in steps}=={('MixUp',),('CutMix',)}
+    assert {tuple(o) for o in steps}=={('CutMixUp',)}
     out = capsys.readouterr().out
-    assert out.count('fit_long:')==1 and 'MixUp or CutMix is added for this fit' in out and 'schedule=None' in out
+    assert out.count('fit_long:')==1 and 'so CutMixUp is added for this fit' in out and 'schedule=None' in out
     assert not [cb for cb in learn.cbs if isinstance(cb, MixHandler)] and 'mix_up' not in vars(learn)
     learn.fit_long(1, schedule=None)
     assert capsys.readouterr().out=='' and list(learn.recorder.hps)==['lr','mom']
