@@ -7,6 +7,7 @@ least; the spread is from the first to the third quartile of the rounds' medians
 Every contender mixes pictures and labels; its ratios are to a limit measured in the same rounds."""
 import argparse,contextlib,json,time,warnings
 from importlib.util import find_spec
+from itertools import cycle
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from torch.utils.data import TensorDataset
 
 from fastmix.blend import blend
 from fastmix.callback import CutMix,CutMixUp,MixUp
-from fastmix.draw import draw_cutmix,draw_mixup,make_rng
+from fastmix.draw import draw_cutmix,draw_cutmixup,draw_mixup,make_rng
 from fastmix.functional import Mixup
 from fastmix.loss import MixedLoss
 
@@ -150,27 +151,46 @@ def fixed(args):
     return [row('before_batch', f'(8,3,4,4) {k}', who, r, target=100 if who=='fastmix' and k in default else None)
             for (k,who),r in measure(fs, args.rounds, args.seconds/4, args.device).items()]
 
+def blends(x, n_plan=16):
+    "The library's arithmetic alone, on plans that are drawn already"
+    rng,size,res = make_rng(0),tuple(x.shape[2:]),{}
+    draws = dict(MixUp=lambda m: draw_mixup(rng, len(x), mode=m), CutMix=lambda m: draw_cutmix(rng, len(x), size, mode=m),
+                 CutMixUp=lambda m: draw_cutmixup(rng, len(x), size, mode=m))
+    for k in TARGETS:
+        kind,mode = k.removesuffix(', in place').split()
+        plans = cycle([draws[kind](mode) for _ in range(n_plan)])
+        res[f'{k}, blend alone','fastmix'] = in_place(lambda x, y, p=plans: blend(x, next(p), inplace=True), x, None) if 'place' in k else \
+            lambda p=plans: blend(x, next(p))
+    return res
+
+def ahead(k, who, rounds):
+    "Of one of ours: which is the fastest of the others that do the same, both in place or both not, and are we faster?"
+    others = {w:min(r) for (o,w),r in rounds.items() if o==k and w not in ('limit','fastmix')}
+    if who!='fastmix' or not others: return {}
+    best = min(others, key=others.get)
+    return dict(target=f'ahead of {best}', meets=bool(min(rounds[k,who])<others[best]))
+
 def pictures(args):
-    "Whole batches of pictures against `clone`, and in place against `copy_`"
+    "Whole batches of pictures and their labels against the fastest of the others; the arithmetic alone against `clone`, in place against `copy_`"
     res = []
     for i,(shape,dtype) in enumerate(SHAPES):
         for fmt in (torch.contiguous_format,) if args.quick else (torch.contiguous_format, torch.channels_last):
             x = torch.randn(shape, device=args.device).to(dtype, memory_format=fmt)
             y,out = torch.randint(0, 10, shape[:1], device=args.device),torch.empty_like(x)
-            fs = {('clone','limit'):lambda: x.clone(), ('copy_','limit'):lambda: out.copy_(x), **contenders(x, y, args.quick)}
+            fs = {('clone','limit'):lambda: x.clone(), ('copy_','limit'):lambda: out.copy_(x), **blends(x), **contenders(x, y, args.quick)}
             rounds = measure(fs, args.rounds, args.seconds/4, args.device)
             case = f"({','.join(map(str, shape))}) {str(dtype)[6:]}{'' if fmt is torch.contiguous_format else ' channels_last'}"
             for (k,who),r in rounds.items():
                 of = 'copy_' if 'place' in k else 'clone'
-                target = TARGETS[k][i] if who=='fastmix' and k in TARGETS else None
-                res.append(row('pictures', f'{case} {k}', who, r, rounds[of,'limit'], of, target, shape=case, kind=k))
+                target = TARGETS[k.removesuffix(', blend alone')][i] if 'alone' in k else None
+                res.append({**row('pictures', f'{case} {k}', who, r, rounds[of,'limit'], of, target, shape=case, kind=k), **ahead(k, who, rounds)})
     return res
 
 def boxes(args):
     "A box for every sample against one box for all, pasted into a clone"
     x,rng = torch.randn(64, 3, 224, 224, device=args.device),make_rng(0)
     plans = {m:[draw_cutmix(rng, 64, (224,224), mode=m) for _ in range(16)] for m in ('elem','batch')}
-    its = {m:iter(p*10000) for m,p in plans.items()}
+    its = {m:cycle(p) for m,p in plans.items()}
     fs = dict(elem=lambda: blend(x, next(its['elem'])), batch=lambda: blend(x, next(its['batch'])))
     r = measure(fs, args.rounds+2, args.seconds, args.device)
     return [row('boxes', '(64,3,224,224) CutMix elem', 'fastmix', r['elem'], r['batch'], 'CutMix batch', 1.5)]
@@ -261,11 +281,11 @@ def readme_table(path, kinds=('MixUp batch','MixUp elem','CutMix batch','CutMix 
     for r in rows:
         kind = r['kind'].removesuffix(', in place')
         if r['of']=='clone' and r['who']=='fastmix': limit[r['shape']] = r['us']/r['ratio']
-        if kind in kinds and not (r['who']=='fastmix' and 'place' in r['kind']): cells[kind,r['who'],'place' in r['kind'],r['shape']] = r['us']
+        if kind in kinds: cells[kind,r['who'],'place' in r['kind'],r['shape']] = r['us']
     res = ['| mix | library | ' + ' | '.join(shapes) + ' |', '|---'*(2+len(shapes)) + '|']
     for kind in kinds:
-        for who in dict.fromkeys(k[1:3] for k in cells if k[0]==kind):
-            values = (f'{cells[kind,*who,o]/limit[o]:.1f}' if (kind,*who,o) in cells else '–' for o in shapes)
+        for who in sorted({k[1:3] for k in cells if k[0]==kind}, key=lambda o: (o[1], o[0]!='fastmix', o[0])):
+            values = (f'{cells[(kind,*who,o)]/limit[o]:.1f}' if (kind,*who,o) in cells else '–' for o in shapes)
             res.append(f"| {kind} | {who[0]}{', in place' if who[1] else ''} | {' | '.join(values)} |")
     return Markdown('\n'.join(res))
 
@@ -274,7 +294,7 @@ def plot(rows, path):
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
-    rows = [r for r in rows if r['part']=='pictures' and r['who']!='limit']
+    rows = [r for r in rows if r['part']=='pictures' and r['who']!='limit' and 'alone' not in r['kind']]
     shapes,kinds,whos = (list(dict.fromkeys(r[k] for r in rows)) for k in ('shape','kind','who'))
     fig,axs = plt.subplots(1, len(shapes), figsize=(5*len(shapes), .45*len(kinds)+1.5), sharey=True, squeeze=False, layout='constrained')
     for ax,shape in zip(axs[0], shapes):

@@ -173,12 +173,12 @@ def mix_cbs(
     cutmix_minmax:tuple|None=None, # Sides of CutMix's boxes as shares of the picture's, turns CutMix on
     prob:float=1., # Chance of mixing
     switch_prob:float=.5, # Chance of CutMix where both are on
-    mode:str='batch', # `'batch'`, `'pair'` or `'elem'`
+    mode:str|None=None, # `'batch'`, `'pair'` or `'elem'`; `None`: timm's `'batch'`, `'elem'` for the recommended mix
 )->list:
-    "Mixing callbacks for timm's options"
-    kw = dict(mode=mode, prob=prob)
-    if mixup is None and cutmix is None and cutmix_minmax is None:
-        return [MixUp(prob=prob), CutMix(prob=prob)] if mode=='batch' else [CutMixUp(switch_prob=switch_prob, **kw)]
+    "Mixing callbacks for timm's options; without any, the recommended mix"
+    recommended = mixup is None and cutmix is None and cutmix_minmax is None
+    kw = dict(mode=mode or ('elem' if recommended else 'batch'), prob=prob)
+    if recommended: return [CutMixUp(1., 1., switch_prob, **kw)]
     mixup,cutmix = mixup or 0.,ifnone(cutmix, 0.) or (1. if cutmix_minmax else 0.)
     if mixup and cutmix: return [CutMixUp(mixup, cutmix, switch_prob, cutmix_minmax, **kw)]
     return [MixUp(mixup, **kw)] if mixup else [CutMix(cutmix, cutmix_minmax, **kw)] if cutmix else []
@@ -325,7 +325,7 @@ def _fit(
     "Train, saving each epoch; raises `_Stopped` if a signal ended the run before its last epoch"
     csv = [CSVLogger('history.csv', append=True)] if not rank_distrib() else []
     with _stoppable(learn) as got, _devices(learn):
-        learn.fit_long(a['epochs'], a['lr'], wd=a['wd'], save='run', schedule=_schedule(a, learn), ema=a['ema'], clip=a['clip'],
+        learn.fit_long(a['epochs'], a['lr'], wd=ifnone(a['wd'], 'auto'), save='run', schedule=_schedule(a, learn), ema=a['ema'], clip=a['clip'],
                        advice=False, cbs=csv)
     if got and learn.epoch+1<a['epochs']: raise _Stopped(got[0])
 
@@ -424,11 +424,11 @@ def _run(a):
 def train_cli(
     path:Path=None, # Folder with train/CLASS/* and val/CLASS/*; none: the digits that come with scikit-learn
     mixup:float=None, # MixUp's alpha, 0: off
-    cutmix:float=None, # CutMix's alpha, 0: off; with neither: MixUp 0.4 or CutMix 1 in each batch
+    cutmix:float=None, # CutMix's alpha, 0: off; with neither: the recommended mix
     cutmix_minmax:Annotated[float, dict(nargs=2, metavar=('LO','HI'))]=None, # Sides of CutMix's box as shares of the picture's
     mixup_prob:float=1., # Chance of mixing
     mixup_switch_prob:float=.5, # Chance of CutMix where both are on
-    mixup_mode:str='batch', # Who shares a weight: batch, pair or elem
+    mixup_mode:str=None, # Who shares a weight: batch, pair or elem; none: batch, elem for the recommended mix
     mixup_off_epoch:int=None, # No mixing from this epoch on, 0: mix to the end; none: off for the last 15 percent
     smoothing:float=0., # Label smoothing
     epochs:int=80, # Number of epochs
@@ -437,7 +437,7 @@ def train_cli(
     size:int=None, # Pixels; none: 8 for the digits, 128 for a folder
     arch:str='small', # Model: small, or a name of fastai's (xresnet18), torchvision's (resnet18) or timm's
     opt:str='adam', # Optimizer: adam, sgd, rmsprop, radam, lamb, larc, qhadam or ranger
-    wd:float=None, # Weight decay; none: the optimizer's
+    wd:float=None, # Weight decay; none: what suits the length of the run
     ema:float=None, # Decay of a moving average of the weights, in [0,1); none: no average
     clip:float=None, # Largest norm of the gradients; none: no limit
     amp:str=None, # Mixed precision, fp16 or bf16
