@@ -316,9 +316,11 @@ def main():
     p.add_argument('--json', help='file for all numbers')
     p.add_argument('--plot', help='file for the plot of the pictures')
     p.add_argument('--device', default='cpu', help="'cpu' or 'cuda'")
+    p.add_argument('--rounds', type=int, help='turns that each of them gets, 9 or with --quick 2')
     p.add_argument('--threads', type=int, default=2, help='threads of PyTorch on the CPU')
     args = p.parse_args()
-    args.rounds,args.seconds = (2,.06) if args.quick else (9,.4)
+    args.seconds,rounds = (.06,2) if args.quick else (.4,9)
+    args.rounds = args.rounds or rounds
     torch.set_num_threads(args.threads)
     warnings.simplefilter('ignore')
     rows = [r for k in args.only for r in PARTS[k](args)]
