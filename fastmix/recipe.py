@@ -33,7 +33,7 @@ from .schedule import MixRecorder, _add_columns, off_after
 LONG = SimpleNamespace(
     n_epoch=80, div=25., div_final=1e5, pct_start=.25, # the one cycle, as `fit_one_cycle` has it
     schedule=off_after(.85),                           # mixing through the run
-    wd='auto', shrink=2.5, wd_max=.3,                  # weight decay: how far weights shrink over the run, `exp(-shrink)`, and the most of it
+    wd='auto', shrink=2.5, wd_max=.3,                  # weight decay: weights shrink by `exp(-shrink)` over the run; the most of it
     ema=None, ema_share=.04,                           # averaging, and how much of the run the average looks back over
     clip=None,                                         # largest norm of the gradients
     short=40)                                          # runs shorter than this are short for mixing

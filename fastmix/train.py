@@ -325,7 +325,8 @@ def _fit(
     "Train, saving each epoch; raises `_Stopped` if a signal ended the run before its last epoch"
     csv = [CSVLogger('history.csv', append=True)] if not rank_distrib() else []
     with _stoppable(learn) as got, _devices(learn):
-        learn.fit_long(a['epochs'], a['lr'], wd=ifnone(a['wd'], 'auto'), save='run', schedule=_schedule(a, learn), ema=a['ema'], clip=a['clip'],
+        learn.fit_long(a['epochs'], a['lr'], wd=ifnone(a['wd'], 'auto'), save='run', schedule=_schedule(a, learn),
+                       ema=a['ema'], clip=a['clip'],
                        advice=False, cbs=csv)
     if got and learn.epoch+1<a['epochs']: raise _Stopped(got[0])
 
