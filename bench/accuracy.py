@@ -16,8 +16,6 @@ import torch
 import torch.nn.functional as F
 from fastai.basics import *
 from fastai.callback import mixup as fastai_mixup
-from fastai.callback.channelslast import ChannelsLast
-from fastai.callback.fp16 import *
 from fastai.callback.progress import ProgressCallback  # gives a learner `no_bar`
 from fastai.callback.schedule import *
 from fastai.data.load import DataLoader
@@ -106,7 +104,6 @@ def one_run(job, parts):
     dls = loaders(job, parts[0])
     model = small_resnet(dls.c) if a.arch=='small_resnet' else make_model(a.arch, dls.c, a.size)
     learn = Learner(dls, model, CrossEntropyLossFlat(), metrics=accuracy)
-    if a.bf16: learn.to_bf16().add_cb(ChannelsLast())
     with learn.no_bar(), learn.no_logging(), learn.added_cbs(NoValid()):
         eval(f'learn.{a.call}', dict(globals(), learn=learn, n=a.epochs, lr=a.lr, wd=a.wd, fastai=fastai_mixup))
     with learn.no_bar(): preds = [learn.get_preds(dl=(loaders(job, o) if i else dls).valid) for i,o in enumerate(parts)]
@@ -126,7 +123,7 @@ def quiet():
 
 # --- many runs
 
-KEY = 'data part train epochs bs lr wd arch size flip bf16 call seed'.split()
+KEY = 'data part train epochs bs lr wd arch size flip call seed'.split()
 
 def read(files):
     "The lines of result files"
@@ -186,7 +183,6 @@ def main():
     p.add_argument('--arch', default='small_resnet')
     p.add_argument('--size', type=int, default=128, help='pixels, for a folder')
     p.add_argument('--no-flip', dest='flip', action='store_false', help='pictures whose mirror image means something else')
-    p.add_argument('--bf16', action='store_true', help='bfloat16 arithmetic, channels last: about twice as fast on CPUs that have it')
     p.add_argument('--workers', type=int, default=os.cpu_count())
     p.add_argument('--out', default='accuracy.jsonl')
     p.add_argument('--table', nargs='+', metavar='FILE', help='only print what these files have')
@@ -199,7 +195,7 @@ def main():
             name,_,call = o.partition('=')
             if not call and name not in RECIPES: p.error(f'--recipes {name}: unknown; one of {", ".join(RECIPES)}, or name=call')
             recipes[name] = call or RECIPES[name]
-        common = dict(path=str(a.data), data=Path(a.data).stem, **{k:vars(a)[k] for k in 'train bs lr wd arch size flip bf16'.split()})
+        common = dict(path=str(a.data), data=Path(a.data).stem, **{k:vars(a)[k] for k in 'train bs lr wd arch size flip'.split()})
         run_all([dict(common, recipe=k, call=v, epochs=n, seed=s) for n in a.epochs for s in a.seeds for k,v in recipes.items()], a.part, a.out, a.workers)
     rows = read(a.table or [a.out])
     t = table(rows)
