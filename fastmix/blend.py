@@ -117,14 +117,23 @@ def _weights(x, plan):
     inside = box_mask(plan.box, x, x.dtype if x.is_floating_point() else torch.float)
     return torch.maximum(inside, column(w, x).to(inside.dtype)) if w.any() else inside
 
-# %% ../nbs/01_blend.ipynb #e5143e81
+# %% ../nbs/01_blend.ipynb #8216ddba
+def _suit(w, x, most=2**25):
+    "The weights as an operation with `x` wants them; up to `most` bytes are spent on it"
+    if not isinstance(w, Tensor): return w
+    if not x.is_floating_point(): return w>.5
+    w = w.to(x.dtype)
+    picture = x.is_cpu and x.ndim==4 and 1<x.shape[1]<=4 and x.stride(1)==1 and w.shape[2:]==x.shape[2:]
+    if not picture or x.numel()*x.element_size()>most: return w
+    return torch.stack([w[:,0]]*x.shape[1], -1).permute(0,3,1,2)
+
+# %% ../nbs/01_blend.ipynb #38bb86d2
 def _needs_grad(x): return x.requires_grad and torch.is_grad_enabled()
 
 def _mix(x, plan, w, source):
     "`x` plus `w` times the way to its partner in `source`"
-    hard = not x.is_floating_point()                                             # labels: one or the other
-    if isinstance(w, Tensor): w = w>.5 if hard else w.to(x.dtype)
-    f = (lambda a,b,w,**kw: torch.where(w, b, a, **kw)) if hard else torch.lerp
+    w = _suit(w, x)
+    f = torch.lerp if x.is_floating_point() else lambda a,b,w,**kw: torch.where(w, b, a, **kw)       # labels: one or the other
     shrunk = _shrink(plan.take(source), plan.box, x) if plan.resize else None
     if _needs_grad(x): return f(x, plan.take(source) if shrunk is None else shrunk, w)
     out = torch.empty_like(x)
@@ -132,7 +141,7 @@ def _mix(x, plan, w, source):
         f(x[s], xp, w[s] if isinstance(w, Tensor) and len(w)>1 else w, out=out[s])
     return out
 
-# %% ../nbs/01_blend.ipynb #9ca3afdc
+# %% ../nbs/01_blend.ipynb #2fc7db26
 def _mix_pairs(x, w, cache=2**21):
     "Blend the samples of `x` with their mirror images in the batch, in place, about `cache` bytes at a time on a CPU"
     n,half = len(x),len(x)//2
@@ -151,8 +160,7 @@ def _blend_inplace(x, plan, source):
         if plan.box is not None: plan = plan.at(tuple(x.shape[2:]))
         if _one_box(x, plan): return _paste(x, plan)
         if plan.shift is None and not (plan.resize or _needs_grad(x)):
-            w = _weights(x, plan)
-            return _mix_pairs(x, w.to(x.dtype) if isinstance(w, Tensor) else w)
+            return _mix_pairs(x, _suit(_weights(x, plan), x))
     x.copy_(_blend(x, plan, source))
 
 # %% ../nbs/01_blend.ipynb #85caa816
