@@ -123,13 +123,14 @@ def mixed_cross_entropy(
     pred:Tensor, # (n,C) or with more dimensions: logits, or log-probabilities for `ce.logits=False`
     y:Tensor, # (n,...) whole numbers, the own labels
     y1:Tensor, # (n,...) the partners' labels, or as `pred` weights of the classes
-    lam:Tensor, # Weight of the own labels, broadcasts with `y`
+    lam:Tensor, # (n,) or (n,1,...) weight of the own labels, or one for each of them
     ce:CrossEntropy, # Which cross-entropy
 )->Tensor: # As `ce.reduction` says
     "Cross-entropy of `lam` times `y` and `1-lam` times `y1`"
     logp = F.log_softmax(pred, ce.axis) if ce.logits else pred
     shape = pred.movedim(ce.axis, -1).shape[:-1]
-    y,lam = y.reshape(shape).long(),lam.to(logp.dtype).expand(shape)
+    y,n = y.reshape(shape).long(),len(y)
+    lam = lam.to(logp.dtype).reshape(n, *[1]*(len(shape)-1) if lam.numel()==n else shape[1:]).expand(shape)
     if not y1.is_floating_point():
         y,share = torch.stack((y, y1.reshape(shape).long()), ce.axis),torch.stack((lam, 1-lam), ce.axis)
         return _ce(logp, *_ce_labels(logp, y, share, ce), ce)

@@ -202,3 +202,16 @@ def test_dtypes(dtype):
     l = MixedLoss(CrossEntropyLossFlat(), (y,), plan, (mixed,))(pred.to(dtype), mixed)
     assert l.dtype==dtype
     torch.testing.assert_close(l.float().as_subclass(torch.Tensor), F.cross_entropy(pred, mixed), rtol=2e-2, atol=2e-2)
+
+@pytest.mark.parametrize('shape', [(6,1), (6,), (6,1,2,3), (6,2,3)], ids=str)
+def test_targets_with_a_dimension_to_spare(shape):
+    "Targets `(n,1)`, which tables have: each sample keeps its own weight"
+    torch.manual_seed(0)
+    pred,y = torch.randn(6,4,*shape[2:] if shape[1:2]==(1,) else shape[1:]),torch.randint(0,4,shape)
+    plan = draw_mixup(make_rng(0), 6)
+    bare = y.reshape(pred.shape[:1]+pred.shape[2:])
+    f = torch.nn.CrossEntropyLoss(reduction='none')
+    lam = torch.from_numpy(plan.lam).view(-1, *[1]*(bare.ndim-1))
+    want = (lam*f(pred, bare) + (1-lam)*f(pred, plan.take(bare))).mean()
+    got = mixed_cross_entropy(pred, y, plan.take(y), column(plan.lam, y), cross_entropy_of(torch.nn.CrossEntropyLoss()))
+    torch.testing.assert_close(got, want)

@@ -202,7 +202,7 @@ def test_looking_at_the_data_moves_no_random_number(folder):
         learn = learner(folder)
         learn.fit_long(3, cbs=cbs)
         return run(learn)
-    a,b = one(None),one([MixUp(),CutMix()])
+    a,b = one(None),one(CutMixUp(1., 1.))
     assert torch.equal(a[0], b[0]) and same(a[3], b[3])
 
 # --- advice
