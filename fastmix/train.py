@@ -326,8 +326,7 @@ def _fit(
     csv = [CSVLogger('history.csv', append=True)] if not rank_distrib() else []
     with _stoppable(learn) as got, _devices(learn):
         learn.fit_long(a['epochs'], a['lr'], wd=ifnone(a['wd'], 'auto'), save='run', schedule=_schedule(a, learn),
-                       ema=a['ema'], clip=a['clip'],
-                       advice=False, cbs=csv)
+                       ema=a['ema'], clip=a['clip'], advice=False, cbs=csv)
     if got and learn.epoch+1<a['epochs']: raise _Stopped(got[0])
 
 # %% ../nbs/11_train.ipynb #d5e0bf9a
