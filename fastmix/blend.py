@@ -95,10 +95,10 @@ def box_mask(
 )->Tensor: # (n,1,...)
     "True, or 1, inside each sample's box"
     d,inside = box.shape[1],None
+    r = np.arange(max(x.shape[-d:]))
+    within = (r >= box[...,:1]) & (r < box[...,1:])
     for i,size in enumerate(x.shape[-d:]):
-        r = np.arange(size)
-        m = (r >= box[:,i,:1]) & (r < box[:,i,1:])
-        m = plan_tensor(m.reshape(-1, 1, *[1]*i, size, *[1]*(d-1-i)), x).to(dtype)
+        m = plan_tensor(within[:,i,:size].reshape(-1, 1, *[1]*i, size, *[1]*(d-1-i)), x).to(dtype)
         inside = m if inside is None else inside * m
     return inside
 
@@ -134,11 +134,10 @@ def _mix(x, plan, w, source):
     "`x` plus `w` times the way to its partner in `source`"
     w = _suit(w, x)
     f = torch.lerp if x.is_floating_point() else lambda a,b,w,**kw: torch.where(w, b, a, **kw)       # labels: one or the other
-    shrunk = _shrink(plan.take(source), plan.box, x) if plan.resize else None
-    if _needs_grad(x): return f(x, plan.take(source) if shrunk is None else shrunk, w)
-    out = torch.empty_like(x)
-    for s,xp in _meet(plan, source) if shrunk is None else [(slice(None), shrunk)]:
-        f(x[s], xp, w[s] if isinstance(w, Tensor) and len(w)>1 else w, out=out[s])
+    out = None if _needs_grad(x) else torch.empty_like(x)
+    if plan.resize: return f(x, _shrink(plan.take(source), plan.box, x), w, out=out)
+    if out is None or x.numel() < 2**14: return f(x, plan.take(source), w, out=out)      # tiny: calls cost more than a copy of the partners
+    for s,xp in _meet(plan, source): f(x[s], xp, w[s] if isinstance(w, Tensor) and len(w)>1 else w, out=out[s])
     return out
 
 # %% ../nbs/01_blend.ipynb #2fc7db26

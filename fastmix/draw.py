@@ -282,8 +282,9 @@ def draw_cutmixup(
     "A plan that takes MixUp or CutMix for each unit"
     k = n_units(n, mode)
     cut = _chance(rng, k, switch_prob)
-    if cut.all(): return draw_cutmix(rng, n, size, cut_alpha, minmax, correct_lam, mode, prob, strength)
-    if not cut.any(): return draw_mixup(rng, n, mix_alpha, mode, prob, strength, fold)
+    n_cut = np.count_nonzero(cut)
+    if n_cut==k: return draw_cutmix(rng, n, size, cut_alpha, minmax, correct_lam, mode, prob, strength)
+    if not n_cut: return draw_mixup(rng, n, mix_alpha, mode, prob, strength, fold)
     shift,mix_lam = draw_shift(rng, n, mode),draw_lam(rng, k, mix_alpha, fold, strength)
     box,cut_lam = _cut(rng, k, size, cut_alpha, minmax, correct_lam, strength)
     mix = ~cut
