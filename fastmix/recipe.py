@@ -187,6 +187,8 @@ def run_wd(
     pct_start:float=LONG.pct_start, # Share of the run in which the learning rate rises
 )->float: # For optimizers that decay weights apart from the gradient, as fastai's do
     "Weight decay that suits a one-cycle run, whatever its length, after [AdamW's timescale](https://arxiv.org/abs/2405.13698)"
+    if n_step<1: raise ValueError(f'n_step={n_step!r}: must be 1 or more, the batches of an epoch times the epochs')
+    if lr_max<=0: raise ValueError(f'lr_max={lr_max!r}: must be above 0')
     mean = lr_max*(pct_start*(1+1/div) + (1-pct_start)*(1+1/div_final))/2
     return min(LONG.wd_max, LONG.shrink/(n_step*mean))
 
@@ -199,7 +201,7 @@ def _wd(learn, wd, cbs, n_epoch, lr_max, div, div_final, pct_start):
     if learn.opt is None: learn.create_opt()
     if _has_wd(learn) or weight_decay not in L(getattr(learn.opt, 'cbs', None)): return None
     lr = learn.lr if lr_max is None else lr_max
-    top = max(map(float, L(lr.stop if isinstance(lr, slice) else lr)))
+    top = float(np.asarray(lr.stop if isinstance(lr, slice) else lr).max())
     return run_wd(_n_steps(learn, n_epoch, cbs), top, div, div_final, pct_start) if top>0 else None
 
 # %% ../nbs/08_recipe.ipynb #566f9fdf

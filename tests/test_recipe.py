@@ -158,6 +158,15 @@ def test_weight_decay(folder, how, want):
         assert wd==run_wd(steps, 3.) < LONG.wd_max                             # a very high learning rate, so that the limit is not met
         if how=='nothing said': assert abs(wd*lrs.sum() - LONG.shrink) < .05*LONG.shrink   # the real sum of the learning rates
 
+@pytest.mark.parametrize('args,says', [((0,1e-3),'n_step=0'), ((-3,1e-3),'n_step=-3'), ((10,0.),'lr_max=0.0'), ((10,-1.),'lr_max=-1.0')])
+def test_weight_decay_of_nothing(args, says):
+    with pytest.raises(ValueError, match=says): run_wd(*args)
+
+@pytest.mark.parametrize('lr', [np.float32(3), np.array(3.), np.array([.1,3.]), torch.tensor(3.), [3.], slice(.1,3.)], ids=lambda o: type(o).__name__)
+def test_weight_decay_for_any_rate(folder, lr):
+    "Whatever `fit_one_cycle` takes as a learning rate"
+    assert recipe._wd(learner(folder, n=400, bs=10), 'auto', (), 2, lr, 25., 1e5, .25)==pytest.approx(run_wd(60, 3.))
+
 # --- which mixing
 
 def test_recommended(folder, capsys):
