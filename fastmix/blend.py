@@ -9,6 +9,7 @@ __all__ = ['check_input', 'box_mask', 'blend', 'move', 'has_place', 'mix_map']
 
 # %% ../nbs/01_blend.ipynb #87113fad
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -51,6 +52,25 @@ def _meet(
     n,s = plan.n,plan.shift
     return [(slice(None), x)] if s==0 else [(slice(0,n-s), x[s:]), (slice(n-s,n), x[:s])]
 
+# %% ../nbs/01_blend.ipynb #meet1b00
+def _meet_inplace(
+    plan, # A `Plan`
+    x, # (n,...), which may be written into as soon as a pair was handed out
+    least=2**18, # Bytes of a block
+):
+    "As `_meet`, in an order in which nothing is written before it was read"
+    n,s = plan.n,plan.shift
+    r = 0 if s is None else min(s, n-s)
+    if not x.is_cpu or r*x.numel()*x.element_size() < least*n: yield from _meet(plan, x.clone())
+    elif r==s:
+        kept = x[:r].clone()
+        for i in range(0, n-r, r): yield slice(i, min(i+r, n-r)),x[i+r:i+2*r]
+        yield slice(n-r, n),kept
+    else:
+        kept = x[n-r:].clone()
+        for i in range(n, r, -r): yield slice(max(i-r, r), i),x[max(i-2*r, 0):i-r]
+        yield slice(0, r),kept
+
 # %% ../nbs/01_blend.ipynb #94648baf
 def _axis(row, x, i, d): return plan_tensor(row, x).view(len(row), *[1]*i, -1, *[1]*(d-1-i))
 
@@ -84,7 +104,7 @@ def _paste(out, plan, source=None):
     "Write each partner's box, the same place for all, into `out`"
     box = (Ellipsis, *(slice(a,b) for a,b in plan.box[0].tolist()))
     inside = out[box]
-    for s,xp in _meet(plan, inside.clone() if source is None else source[box]): inside[s] = xp
+    for s,xp in _meet_inplace(plan, inside) if source is None else _meet(plan, source[box]): inside[s] = xp
     return out
 
 # %% ../nbs/01_blend.ipynb #5d18e144
@@ -92,15 +112,20 @@ def box_mask(
     box:np.ndarray, # (n,d,2) start and stop, from a plan
     x:Tensor, # (n,c,...) with d spatial dimensions
     dtype:torch.dtype=torch.bool, # Of the result
-)->Tensor: # (n,1,...)
-    "True, or 1, inside each sample's box"
+    weight:np.ndarray|None=None, # (n,) what to write inside of the boxes; `None`: 1
+    channels:int=1, # So many equal channels, in the memory format `channels_last` if more than one
+)->Tensor: # (n,channels,...)
+    "True, or 1, or `weight`, inside each sample's box"
     d,inside = box.shape[1],None
     r = np.arange(max(x.shape[-d:]))
     within = (r >= box[...,:1]) & (r < box[...,1:])
     for i,size in enumerate(x.shape[-d:]):
-        m = plan_tensor(within[:,i,:size].reshape(-1, 1, *[1]*i, size, *[1]*(d-1-i)), x).to(dtype)
+        m = within[:,i,:size]
+        if i==0 and weight is not None: m = m*weight[:,None]
+        if i==d-1 and channels>1: m = m.repeat(channels, 1)
+        m = plan_tensor(m.reshape(len(m), 1, *[1]*i, -1, *[1]*(d-1-i)), x).to(dtype)
         inside = m if inside is None else inside * m
-    return inside
+    return inside if channels==1 else inside[:,0].unflatten(-1, (-1,channels)).movedim(-1, 1)
 
 # %% ../nbs/01_blend.ipynb #4c4a5faf
 def _map_for(plan, x):
@@ -109,26 +134,35 @@ def _map_for(plan, x):
     size = x.shape[2-m.ndim:]
     return m if m.shape[2:]==size else F.interpolate(m.float(), size).to(m.dtype)
 
+def _channels(x, most=2**25):
+    "How many channels a map for `x` should have; up to `most` bytes are spent on it"
+    spread = x.is_cpu and x.ndim==4 and 1<x.shape[1]<=4 and x.stride(1)==1 and x.is_floating_point() and x.numel()*x.element_size()<=most
+    return x.shape[1] if spread else 1
+
 def _weights(x, plan):
     "Weights of the partners: a number, or a tensor that broadcasts with `x`"
     if plan.map is not None: return _map_for(plan, x)
     w = 1-plan.weight
     if plan.box is None: return float(w[0]) if plan.same else column(w, x).to(x.dtype)
-    inside = box_mask(plan.box, x, x.dtype if x.is_floating_point() else torch.float)
-    return torch.maximum(inside, column(w, x).to(inside.dtype)) if w.any() else inside
+    mask = partial(box_mask, x=x, dtype=x.dtype if x.is_floating_point() else torch.float, channels=_channels(x))
+    blended = w>0
+    if not np.count_nonzero(blended): return mask(plan.box)
+    if (plan.box[blended,:,0] < plan.box[blended,:,1]).all(1).any(): return torch.maximum(m := mask(plan.box), column(w, x).to(m.dtype))
+    return mask(np.where(blended[:,None,None], [[0,s] for s in x.shape[2:]], plan.box), weight=np.where(blended, w, 1))
 
 # %% ../nbs/01_blend.ipynb #8216ddba
-def _suit(w, x, most=2**25):
-    "The weights as an operation with `x` wants them; up to `most` bytes are spent on it"
+def _suit(w, x):
+    "The weights as an operation with `x` wants them"
     if not isinstance(w, Tensor): return w
     if not x.is_floating_point(): return w>.5
-    w = w.to(x.dtype)
-    picture = x.is_cpu and x.ndim==4 and 1<x.shape[1]<=4 and x.stride(1)==1 and w.shape[2:]==x.shape[2:]
-    if not picture or x.numel()*x.element_size()>most: return w
-    return torch.stack([w[:,0]]*x.shape[1], -1).permute(0,3,1,2)
+    w,c = w.to(x.dtype),_channels(x)
+    if c==1 or w.shape[1]==c or w.shape[2:]!=x.shape[2:]: return w
+    return torch.stack([w[:,0]]*c, -1).permute(0,3,1,2)
 
 # %% ../nbs/01_blend.ipynb #38bb86d2
 def _needs_grad(x): return x.requires_grad and torch.is_grad_enabled()
+
+def _rows(w, s): return w[s] if isinstance(w, Tensor) and len(w)>1 else w
 
 def _mix(x, plan, w, source):
     "`x` plus `w` times the way to its partner in `source`"
@@ -137,7 +171,7 @@ def _mix(x, plan, w, source):
     out = None if _needs_grad(x) else torch.empty_like(x)
     if plan.resize: return f(x, _shrink(plan.take(source), plan.box, x), w, out=out)
     if out is None or x.numel() < 2**14: return f(x, plan.take(source), w, out=out)      # tiny: calls cost more than a copy of the partners
-    for s,xp in _meet(plan, source): f(x[s], xp, w[s] if isinstance(w, Tensor) and len(w)>1 else w, out=out[s])
+    for s,xp in _meet(plan, source): f(x[s], xp, _rows(w, s), out=out[s])
     return out
 
 # %% ../nbs/01_blend.ipynb #2fc7db26
@@ -147,20 +181,26 @@ def _mix_pairs(x, w, cache=2**21):
     step = max(cache*half//(x.numel()*x.element_size()), 1) if x.is_cpu else max(half, 1)
     for i in range(0, half, step):
         first,last = slice(i, min(i+step, half)),slice(n-min(i+step, half), n-i)
-        w0,w1 = (w[first],w[last]) if isinstance(w, Tensor) and len(w)>1 else (w,w)
-        a,b = x[first].flip(0),x[last].flip(0)
-        x[first].lerp_(b, w0)
-        x[last].lerp_(a, w1)
+        w0,w1 = _rows(w, first),_rows(w, last)
+        a,b = x[first],x[last]
+        if step==1:
+            mixed = torch.lerp(a, b, w0)
+            b.lerp_(a, w1)
+            a.copy_(mixed)
+        else:
+            mirror_a,mirror_b = a.flip(0),b.flip(0)
+            a.lerp_(mirror_b, w0)
+            b.lerp_(mirror_a, w1)
 
 def _one_box(x, plan): return plan.box is not None and plan.same and not (plan.resize or plan.weight[0]<1 or _needs_grad(x))
 
 def _blend_inplace(x, plan, source):
-    if source is None and plan.partner is None:
-        if plan.box is not None: plan = plan.at(tuple(x.shape[2:]))
-        if _one_box(x, plan): return _paste(x, plan)
-        if plan.shift is None and not (plan.resize or _needs_grad(x)):
-            return _mix_pairs(x, _suit(_weights(x, plan), x))
-    x.copy_(_blend(x, plan, source))
+    if source is not None or plan.partner is not None or plan.resize or _needs_grad(x): return x.copy_(_blend(x, plan, source))
+    if plan.box is not None: plan = plan.at(tuple(x.shape[2:]))
+    if _one_box(x, plan): return _paste(x, plan)
+    w = _suit(_weights(x, plan), x)
+    if plan.shift is None: return _mix_pairs(x, w)
+    for s,xp in _meet_inplace(plan, x): x[s].lerp_(xp, _rows(w, s))
 
 # %% ../nbs/01_blend.ipynb #85caa816
 def _check(x, plan):

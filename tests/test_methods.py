@@ -56,6 +56,23 @@ def test_against_the_slow_reference(shape, name, mode, dtype):
             own = x.clone()
             assert blend(own, plan, inplace=True, source=source) is own and torch.equal(own, out)
 
+@pytest.mark.parametrize('fmt', [torch.contiguous_format,torch.channels_last], ids=lambda o: str(o)[6:])
+@pytest.mark.parametrize('n', [5,8])
+@pytest.mark.parametrize('mode', MODES)
+@pytest.mark.parametrize('name', ['mixup','cutmix','cutmixup','fmix'])
+def test_in_place_block_by_block(name, mode, n, fmt):
+    "Large pictures, in place: blocks of samples in an order in which nothing is read that has been written"
+    x,rng,seen = torch.rand(n, 3, 160, 160).to(memory_format=fmt),make_rng(1),set()
+    for _ in range(12):
+        plan = methods[name](rng, n, (160,160), mode=mode)
+        seen.add(plan.shift)
+        own = x.clone()
+        want = blend(x, plan)
+        assert blend(own, plan, inplace=True) is own
+        torch.testing.assert_close(own, want, rtol=0, atol=2e-6)
+        assert own.stride()==x.stride()
+    assert seen=={None} if mode=='pair' else len(seen)>2
+
 @pytest.mark.parametrize('name', ['mixup','cutmix','cutmixup','resizemix','fmix','fmix_soft','recursivemix'])
 @pytest.mark.parametrize('mode', MODES)
 def test_gradients(name, mode):
