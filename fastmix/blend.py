@@ -53,16 +53,17 @@ def _meet(
     return [(slice(None), x)] if s==0 else [(slice(0,n-s), x[s:]), (slice(n-s,n), x[:s])]
 
 # %% ../nbs/01_blend.ipynb #meet1b00
-def _meet_inplace(
-    plan, # A `Plan`
-    x, # (n,...), which may be written into as soon as a pair was handed out
-    least=2**18, # Bytes of a block
-):
-    "As `_meet`, in an order in which nothing is written before it was read"
-    n,s = plan.n,plan.shift
-    r = 0 if s is None else min(s, n-s)
-    if not x.is_cpu or r*x.numel()*x.element_size() < least*n: yield from _meet(plan, x.clone())
-    elif r==s:
+def _mirror_inplace(n, x, step):
+    for i in range(0, n//2, step):
+        j = min(i+step, n//2)
+        first,last = slice(i, j),slice(n-j, n-i)
+        kept = x[first].flip(0)
+        yield first,x[last] if j-i==1 else x[last].flip(0)
+        yield last,kept
+
+def _roll_inplace(n, s, x):
+    r = min(s, n-s)
+    if r==s:
         kept = x[:r].clone()
         for i in range(0, n-r, r): yield slice(i, min(i+r, n-r)),x[i+r:i+2*r]
         yield slice(n-r, n),kept
@@ -70,6 +71,20 @@ def _meet_inplace(
         kept = x[n-r:].clone()
         for i in range(n, r, -r): yield slice(max(i-r, r), i),x[max(i-2*r, 0):i-r]
         yield slice(0, r),kept
+
+def _meet_inplace(
+    plan, # A `Plan`
+    x, # (n,...), which may be written into as soon as a pair was handed out
+    small=2**22, # Bytes of a batch up to which the partners are copied,
+    least=2**18, # of the smallest block of a roll,
+    cache=2**21 # and of the largest block of mirror images
+):
+    "As `_meet`, in an order in which nothing is written before it was read"
+    n,s,size = plan.n,plan.shift,x.numel()*x.element_size()
+    if x.is_cpu and size>small:
+        if s is None: return _mirror_inplace(n, x, max(n*cache//size, 1))
+        if min(s, n-s)*size >= least*n: return _roll_inplace(n, s, x)
+    return [(slice(None), plan.take(x))]
 
 # %% ../nbs/01_blend.ipynb #94648baf
 def _axis(row, x, i, d): return plan_tensor(row, x).view(len(row), *[1]*i, -1, *[1]*(d-1-i))
@@ -175,23 +190,6 @@ def _mix(x, plan, w, source):
     return out
 
 # %% ../nbs/01_blend.ipynb #2fc7db26
-def _mix_pairs(x, w, cache=2**21):
-    "Blend the samples of `x` with their mirror images in the batch, in place, about `cache` bytes at a time on a CPU"
-    n,half = len(x),len(x)//2
-    step = max(cache*half//(x.numel()*x.element_size()), 1) if x.is_cpu else max(half, 1)
-    for i in range(0, half, step):
-        first,last = slice(i, min(i+step, half)),slice(n-min(i+step, half), n-i)
-        w0,w1 = _rows(w, first),_rows(w, last)
-        a,b = x[first],x[last]
-        if step==1:
-            mixed = torch.lerp(a, b, w0)
-            b.lerp_(a, w1)
-            a.copy_(mixed)
-        else:
-            mirror_a,mirror_b = a.flip(0),b.flip(0)
-            a.lerp_(mirror_b, w0)
-            b.lerp_(mirror_a, w1)
-
 def _one_box(x, plan): return plan.box is not None and plan.same and not (plan.resize or plan.weight[0]<1 or _needs_grad(x))
 
 def _blend_inplace(x, plan, source):
@@ -199,7 +197,6 @@ def _blend_inplace(x, plan, source):
     if plan.box is not None: plan = plan.at(tuple(x.shape[2:]))
     if _one_box(x, plan): return _paste(x, plan)
     w = _suit(_weights(x, plan), x)
-    if plan.shift is None: return _mix_pairs(x, w)
     for s,xp in _meet_inplace(plan, x): x[s].lerp_(xp, _rows(w, s))
 
 # %% ../nbs/01_blend.ipynb #85caa816

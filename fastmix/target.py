@@ -63,7 +63,8 @@ def mix_number(
     if plan.lam.min() == 1: return y
     t = _plain(y)
     s = t if source is None else _plain(source).to(t.dtype)
-    return torch.lerp(t, plan.take(s), column(1-plan.lam, t).to(t.dtype)).as_subclass(type(y))
+    w = _share(plan, t)
+    return torch.lerp(t, plan.take(s), w.to(t.dtype) if isinstance(w, Tensor) else w).as_subclass(type(y))
 
 # %% ../nbs/02_target.ipynb #f3aa1dd2
 def close_partners(

@@ -62,9 +62,9 @@ def test_against_the_slow_reference(shape, name, mode, dtype):
 @pytest.mark.parametrize('name', ['mixup','cutmix','cutmixup','fmix'])
 def test_in_place_block_by_block(name, mode, n, fmt):
     "Large pictures, in place: blocks of samples in an order in which nothing is read that has been written"
-    x,rng,seen = torch.rand(n, 3, 160, 160).to(memory_format=fmt),make_rng(1),set()
+    x,rng,seen = torch.rand(n, 3, 320, 320).to(memory_format=fmt),make_rng(1),set()
     for _ in range(12):
-        plan = methods[name](rng, n, (160,160), mode=mode)
+        plan = methods[name](rng, n, (320,320), mode=mode)
         seen.add(plan.shift)
         own = x.clone()
         want = blend(x, plan)
