@@ -88,14 +88,16 @@ def _ce_labels(logp, y, share, ce):
     keep = y != ce.ignore_index
     y,share = y.where(keep, 0),share*keep
     w = share if ce.weight is None else ce.weight.to(logp.dtype)[y] * share
-    return -(logp.gather(ce.axis, y)*w).sum(ce.axis), w.sum(ce.axis), share.sum(ce.axis)
+    den = w.sum(ce.axis)
+    return -(logp.gather(ce.axis, y)*w).sum(ce.axis), den, den if w is share else share.sum(ce.axis)
 
 def _ce_dense(logp, y, ce):
     "The same of weights of the classes"
     c = y.shape[ce.axis]
     if 0<=ce.ignore_index<c: y = y * _by_class(torch.arange(c, device=y.device)!=ce.ignore_index, logp, ce)
     w = y if ce.weight is None else y*_by_class(ce.weight, logp, ce)
-    return -(w*logp).sum(ce.axis), w.sum(ce.axis), y.sum(ce.axis)
+    den = w.sum(ce.axis)
+    return -(w*logp).sum(ce.axis), den, den if w is y else y.sum(ce.axis)
 
 def _ce_smooth(logp, ce):
     "The part of smoothing that is the same for every label: the mean over the classes"
