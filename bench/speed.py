@@ -3,7 +3,8 @@
 `python bench/speed.py --quick` takes about half a minute on a CPU, without `--quick` a few minutes. `--json FILE` keeps every number,
 `--plot FILE` draws them, `--only fixed counts` measures some of the parts, `--device cuda` measures on an accelerator. timm, torchvision,
 kornia and Composer take part where they are installed. A time is the lowest of the rounds' medians, which other work on the machine disturbs
-least; the spread is from the first to the third quartile of the rounds' medians, and a ratio is the median of the ratios of the rounds. What mixes `in place` overwrites the caller's batch.
+least; the spread is from the first to the third quartile of the rounds' medians, and a ratio is the median of the ratios of the rounds.
+What mixes `in place` overwrites the caller's batch.
 Every contender mixes pictures and labels; its ratios are to a limit measured in the same rounds."""
 import argparse,contextlib,json,time,warnings
 from importlib.util import find_spec
@@ -61,10 +62,14 @@ def in_place(f, x, y):
     call.fresh = lambda: out.copy_(x)
     return call
 
+def times(rounds, limit):
+    "How many times the `limit`, round by round, so that what disturbs one disturbs the other"
+    return float(np.median(np.array(rounds)/np.array(limit)))
+
 def row(part, case, who, rounds, limit=None, of='', target=None, **kwargs):
     "A line of the table; `limit`: the rounds of what the time is divided by, else the target is in µs"
     best,(lo,hi) = min(rounds),np.percentile(rounds, [25,75])
-    ratio = float(np.median(np.array(rounds)/np.array(limit))) if limit else None  # round by round: what disturbs one disturbs the other
+    ratio = times(rounds, limit) if limit else None
     meets = None if target is None else bool((ratio if limit else best) <= target)
     return dict(part=part, case=case, who=who, us=best, median=float(np.median(rounds)), lo=float(lo), hi=float(hi), ratio=ratio, of=of,
                 target=target, meets=meets, **kwargs)
@@ -183,8 +188,8 @@ def pictures(args):
             for (k,who),r in rounds.items():
                 of = 'copy_' if 'place' in k else 'clone'
                 target = TARGETS[k.removesuffix(', blend alone')][i] if 'alone' in k else None
-                res.append({**row('pictures', f'{case} {k}', who, r, rounds[of,'limit'], of, target, shape=case, kind=k, clones=float(np.median(np.array(r)/np.array(rounds['clone','limit'])))),
-                            **ahead(k, who, rounds)})
+                line = row('pictures', f'{case} {k}', who, r, rounds[of,'limit'], of, target, shape=case, kind=k)
+                res.append({**line, 'clones':times(r, rounds['clone','limit']), **ahead(k, who, rounds)})
     return res
 
 def boxes(args):

@@ -162,7 +162,9 @@ def _weights(x, plan):
     mask = partial(box_mask, x=x, dtype=x.dtype if x.is_floating_point() else torch.float, channels=_channels(x))
     blended = w>0
     if not np.count_nonzero(blended): return mask(plan.box)
-    if (plan.box[blended,:,0] < plan.box[blended,:,1]).all(1).any(): return torch.maximum(m := mask(plan.box), column(w, x).to(m.dtype))
+    if (plan.box[blended,:,0] < plan.box[blended,:,1]).all(1).any():                             # a box on top of a blend
+        m = mask(plan.box)
+        return torch.maximum(m, column(w, x).to(m.dtype))
     return mask(np.where(blended[:,None,None], [[0,s] for s in x.shape[2:]], plan.box), weight=np.where(blended, w, 1))
 
 # %% ../nbs/01_blend.ipynb #8216ddba
