@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .blend import blend, check_input, has_place, mix_map
 from .draw import MODES, Plan, draw_cutmix, draw_cutmixup, draw_fmix, draw_mixup, draw_recursivemix, draw_resizemix
-from .draw import _minmax, _number, _one_of, make_rng
+from .draw import Ahead, _minmax, _number, _one_of, make_rng
 from .loss import MixedLoss, cross_entropy_of, is_linear, loss_name, own_smoothing
 from .target import close_partners, dominant, mix_number, mix_one_hot, target_kind
 
@@ -84,7 +84,7 @@ class MixHandler(Callback):
                 f"n_classes={o!r}: must be None or a whole number of 1 or more")
         if schedule is not None and not callable(schedule): raise ValueError(
             f"schedule={schedule!r}: must be None or a function of the progress in [0,1], such as one from fastmix.schedule")
-        self.n_classes,self.schedule,self.rng = n_classes,schedule,None
+        self.n_classes,self.schedule,self.rng,self.ahead = n_classes,schedule,None,Ahead()
         self._init_state()
 
     def _init_state(self): self.plan,self.mixed,self._n_classes,self._smooth,self.now = None,None,None,0.,None
@@ -97,6 +97,8 @@ class MixHandler(Callback):
     )->Plan:
         "What to do with a batch; every method writes its own, with `self.rng` for randomness"
         raise NotImplementedError(f"{type(self).__name__} must define draw(n, size, prob, strength)")
+
+    def _ahead(self, draw, n, **kwargs): return self.ahead(self.rng, draw, n, self.mode, **kwargs)
 
     def blend(self, x, plan, source=None): return blend(x, plan if plan.fits(x) else plan.plain, source=source)
 
@@ -115,7 +117,7 @@ class MixHandler(Callback):
 @patch
 def before_fit(self:MixHandler):
     "Seed the generator and check the loss"
-    self.rng,self.plan,self.mixed = make_rng(stream=(rank_distrib(),)),None,None
+    self.rng,self.ahead,self.plan,self.mixed = make_rng(stream=(rank_distrib(),)),Ahead(),None,None
     self._smooth = self._smoothing()
 
 @patch
@@ -266,17 +268,18 @@ def after_batch(self:MixHandler):
 # %% ../nbs/04_callback.ipynb #50ea93d1
 @patch
 def state_dict(self:MixHandler)->dict:
-    "The generator's state, as text and numbers"
-    return {} if self.rng is None else dict(rng=_plain_state(self.rng.bit_generator.state))
+    "The state of the generator and of what is drawn ahead, as text and numbers"
+    return {} if self.rng is None else dict(rng=_plain_state(self.rng.bit_generator.state), ahead=self.ahead.__getstate__())
 
 @patch
 def load_state_dict(self:MixHandler,
     state:dict, # From `state_dict`
 ):
-    "Continue with the generator's state"
+    "Continue with this state"
     if 'rng' not in state: return
     if self.rng is None: self.rng = make_rng(0)
-    self.rng.bit_generator.state = _big_ints(state['rng'])
+    self.rng.bit_generator.state,self.ahead = _big_ints(state['rng']),Ahead()
+    self.ahead.__setstate__(state.get('ahead', {}))
 
 def _plain_state(s):
     if isinstance(s, dict): return {k:_plain_state(v) for k,v in s.items()}
@@ -304,7 +307,7 @@ class MixUp(MixHandler):
         if bandwidth and partner!='close': raise ValueError(f"bandwidth={bandwidth!r} has a meaning only with partner='close'")
 
     def draw(self, n, size, prob, strength=1.):
-        plan = draw_mixup(self.rng, n, self.alpha, self.mode, prob, strength)
+        plan = self._ahead(draw_mixup, n, alpha=self.alpha, prob=prob, strength=strength)
         return plan if self.partner=='random' or not plan.mixes else self._choose(plan)
 
 # %% ../nbs/04_callback.ipynb #2c08775e
@@ -334,7 +337,8 @@ class CutMix(MixHandler):
 
     def draw(self, n, size, prob, strength=1.):
         _check_size(self, size)
-        return draw_cutmix(self.rng, n, size, self.alpha, self.minmax, self.correct_lam, self.mode, prob, strength)
+        return self._ahead(draw_cutmix, n, size=size, alpha=self.alpha, minmax=self.minmax, correct_lam=self.correct_lam,
+                           prob=prob, strength=strength)
 
 # %% ../nbs/04_callback.ipynb #22c04a96
 class CutMixUp(MixHandler):
@@ -354,8 +358,8 @@ class CutMixUp(MixHandler):
 
     def draw(self, n, size, prob, strength=1.):
         _check_size(self, size)
-        return draw_cutmixup(self.rng, n, size, self.mix_alpha, self.cut_alpha, self.switch_prob, self.minmax, self.correct_lam,
-                             self.mode, prob, strength)
+        return self._ahead(draw_cutmixup, n, size=size, mix_alpha=self.mix_alpha, cut_alpha=self.cut_alpha, switch_prob=self.switch_prob,
+                           minmax=self.minmax, correct_lam=self.correct_lam, prob=prob, strength=strength)
 
 # %% ../nbs/04_callback.ipynb #45282d65
 class ResizeMix(MixHandler):
@@ -369,7 +373,7 @@ class ResizeMix(MixHandler):
 
     def draw(self, n, size, prob, strength=1.):
         _check_size(self, size)
-        return draw_resizemix(self.rng, n, size, self.scope, self.mode, prob, strength)
+        return self._ahead(draw_resizemix, n, size=size, scope=self.scope, prob=prob, strength=strength)
 
 class FMix(MixHandler):
     "[FMix](https://arxiv.org/abs/2002.12047): a cloud of each sample kept, the rest replaced by its partner's"

@@ -7,7 +7,7 @@ Docs: https://fastmix.github.io/fastmix/draw.html.md"""
 # %% auto #0
 __all__ = ['MODES', 'make_rng', 'Plan', 'plan_tensor', 'column', 'n_units', 'spread', 'draw_shift', 'draw_lam', 'draw_box',
            'draw_box_minmax', 'box_area', 'draw_mixup', 'box_plan', 'draw_cutmix', 'draw_cutmixup', 'draw_resizemix',
-           'draw_recursivemix', 'cloud', 'cloud_map', 'draw_fmix']
+           'draw_recursivemix', 'cloud', 'cloud_map', 'draw_fmix', 'Ahead']
 
 # %% ../nbs/00_draw.ipynb #5db0531e
 import math
@@ -100,7 +100,7 @@ def column(
     x:Tensor, # (n,...) the batch it is meant for
 )->Tensor: # (n,1,...,1) with as many dimensions as `x`
     "One number a sample, ready to be multiplied with `x`"
-    return plan_tensor(a, x).view(-1, *[1]*(x.ndim-1))
+    return plan_tensor(a.reshape(-1, *[1]*(x.ndim-1)), x)
 
 # %% ../nbs/00_draw.ipynb #20775c55
 MODES = ('elem', 'pair', 'batch')
@@ -287,11 +287,10 @@ def draw_cutmixup(
     if not n_cut: return draw_mixup(rng, n, mix_alpha, mode, prob, strength, fold)
     shift,mix_lam = draw_shift(rng, n, mode),draw_lam(rng, k, mix_alpha, fold, strength)
     box,cut_lam = _cut(rng, k, size, cut_alpha, minmax, correct_lam, strength)
-    mix = ~cut
+    weight = np.where(cut, 1., mix_lam)
     if prob<1:
         on = _chance(rng, k, prob)
-        cut,mix = on & cut,on & mix
-    weight = np.where(mix, mix_lam, 1.)
+        cut,weight = on & cut,np.where(on, weight, 1.)
     return _plan(n, mode, shift, weight, np.where(cut, cut_lam, weight), box*cut[:,None,None], tuple(size))
 
 # %% ../nbs/00_draw.ipynb #fb37eae4
@@ -379,6 +378,46 @@ def draw_fmix(
     soft = (np.minimum(max_soft, np.minimum(lam, 1-lam))*pixels).astype(np.int64) if max_soft else None
     kw = dict(seed=int(rng.integers(2**62)), n=n, mode=mode, size=tuple(size), own=own, decay=decay, soft=soft)
     return _plan(n, mode, shift, np.ones(k), own/pixels, size=tuple(size), map=partial(_cloud_maps, **kw))
+
+# %% ../nbs/00_draw.ipynb #ahead001
+class Ahead:
+    "Plans for many batches, drawn at once for as long as nothing changes from one batch to the next"
+    most = 2**12                                           # units drawn at once
+    def __init__(self): self.key,self.batches,self.dealt,self.seed,self.drawn = None,0,0,None,None
+
+    def __call__(self,
+        rng:np.random.Generator, # Source of randomness
+        draw, # `draw_mixup`, or another function of its kind
+        n:int, # Batch size
+        mode:str='elem', # `'elem'`, `'pair'` or `'batch'`
+        **kwargs # For `draw`
+    )->Plan:
+        "The plan for the next batch"
+        key,k = (n,mode,*kwargs.values()),n_units(n, mode)
+        if self.key!=key:
+            if self.key!=str(key): self.batches = self.dealt = 0
+            self.key,self.drawn = key,None
+        if self.dealt==self.batches:
+            self.batches,self.dealt,self.drawn = max(1, min(2*self.batches, self.most//k)),0,None
+            self.seed = int(rng.integers(2**62)) if self.batches>1 else None
+        i,self.dealt = self.dealt,self.dealt+1
+        if self.batches==1: return draw(rng, n, mode=mode, **kwargs)
+        if self.drawn is None: self.drawn = self._draw(draw, n, mode, k, kwargs)
+        return self._deal(i, n, mode, k)
+
+    def _draw(self, draw, n, mode, k, kwargs):
+        rng = np.random.default_rng(self.seed)
+        shifts = [None]*self.batches if mode=='pair' else rng.integers(int(n>1), n, self.batches).tolist()
+        return draw(rng, k*self.batches, mode='elem', **kwargs),shifts
+
+    def _deal(self, i, n, mode, k):
+        p,shifts = self.drawn
+        s = slice(i*k, i*k+k)
+        box = None if p.box is None or mode=='batch' and p.weight[i]<1 else p.box[s]
+        return _plan(n, mode, shifts[i], p.weight[s], p.lam[s], box, None if box is None else p.size, resize=p.resize)
+
+    def __getstate__(self): return dict(key=str(self.key), batches=self.batches, dealt=self.dealt, seed=self.seed)
+    def __setstate__(self, state): self.__dict__.update(state, drawn=None)
 
 # %% ../nbs/00_draw.ipynb #ba89b19e
 def _number(name, v, lo=0., hi=float('inf'), below=False):

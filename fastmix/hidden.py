@@ -330,7 +330,7 @@ class ManifoldMixUp(MixHandler):
     @property
     def layer(self): return self._layer if self.plan is not None and self.plan.mixes else None
 
-    def draw(self, n, size, prob, strength=1.): return draw_mixup(self.rng, n, self.alpha, self.mode, prob, strength)
+    def draw(self, n, size, prob, strength=1.): return self._ahead(draw_mixup, n, alpha=self.alpha, prob=prob, strength=strength)
 
     def before_fit(self):
         super().before_fit()
