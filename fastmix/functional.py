@@ -11,17 +11,30 @@ __all__ = ['mixup_batch', 'cutmix_batch', 'resizemix_batch', 'fmix_batch', 'mix_
 import numpy as np
 import torch
 from fastcore.basics import patch
+from numpy.random.bit_generator import ISeedSequence
 from torch import Tensor, distributed
 
 from .blend import blend, check_input
-from .draw import MODES, Plan, box_area, draw_box, draw_cutmixup, draw_fmix, draw_lam, draw_shift, make_rng
-from .draw import _clipped, _minmax, _number, _one_of
+from .draw import MODES, Plan, box_area, draw_box, draw_cutmixup, draw_fmix, draw_lam, draw_shift
+from .draw import _clipped, _minmax, _number, _one_of, torch_seed
 from .target import mix_number, one_hot_target, smooth
 
 # %% ../nbs/10_functional.ipynb #c8f374aa
+class _Words(ISeedSequence):
+    "The state of a generator, from a seed and the rank of the process, by SplitMix64"
+    def __init__(self, seed, rank=0): self.seed,self.first = seed,4*rank+1
+    def generate_state(self, n_words, dtype=np.uint64):
+        return np.array([_split_mix(self.seed + i*0x9E3779B97F4A7C15 & _64) for i in range(self.first, self.first+n_words)], dtype)
+
+_64 = 2**64-1
+def _split_mix(z):
+    z = (z ^ z>>30) * 0xBF58476D1CE4E5B9 & _64
+    z = (z ^ z>>27) * 0x94D049BB133111EB & _64
+    return z ^ z>>31
+
 def _rng():
     rank = distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
-    return make_rng(stream=(rank,))
+    return np.random.Generator(np.random.PCG64(_Words(torch_seed(), rank)))
 
 # %% ../nbs/10_functional.ipynb #51953766
 def _partners(rng, input, target, indices):

@@ -64,7 +64,8 @@ def mix_number(
     t = _plain(y)
     s = t if source is None else _plain(source).to(t.dtype)
     w = _share(plan, t)
-    return torch.lerp(t, plan.take(s), w.to(t.dtype) if isinstance(w, Tensor) else w).as_subclass(type(y))
+    mixed = torch.lerp(t, plan.take(s), w.to(t.dtype) if isinstance(w, Tensor) else w)
+    return mixed if type(y) is Tensor else mixed.as_subclass(type(y))
 
 # %% ../nbs/02_target.ipynb #f3aa1dd2
 def close_partners(

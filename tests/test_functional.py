@@ -275,3 +275,12 @@ def test_loops_train(loss_of):
     assert acc>.93
     assert lrs[0]<1e-3 and max(lrs)==pytest.approx(1e-2, rel=1e-2) and lrs[-1]<1e-5
     assert loop(loss_of, epochs=1)[2]==loop(loss_of, epochs=1)[2]         # a seed repeats a run
+
+def test_generators_of_neighbouring_seeds_and_ranks_have_nothing_in_common():
+    "Seeds 0, 1, 2, … and the ranks of one seed: uniform, and uncorrelated with each other, in the first and in later numbers"
+    from fastmix.functional import _Words
+    def first(rank): return np.array([np.random.Generator(np.random.PCG64(_Words(seed, rank))).random(3) for seed in range(4000)])
+    u = np.concatenate([first(0),first(1)], 1)
+    for o in u.T: assert stats.kstest(o, 'uniform').pvalue > .001
+    c = np.corrcoef(np.concatenate([u[1:],u[:-1]], 1).T) - np.eye(12)
+    assert abs(c).max() < .06, c                                    # 4000 numbers: one standard error is .016
