@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .blend import blend, check_input, has_place, mix_map
 from .draw import MODES, Plan, draw_cutmix, draw_cutmixup, draw_fmix, draw_mixup, draw_recursivemix, draw_resizemix
-from .draw import Ahead, _minmax, _number, _one_of, make_rng
+from .draw import Ahead, _count, _minmax, _number, _one_of, make_rng
 from .loss import MixedLoss, cross_entropy_of, is_linear, loss_name, own_smoothing
 from .target import close_partners, dominant, mix_number, mix_one_hot, target_kind
 
@@ -79,9 +79,8 @@ class MixHandler(Callback):
         self.mode,self.prob = _one_of('mode', mode, MODES),_number('prob', prob, 0, 1)
         self.label_smoothing = _number('label_smoothing', label_smoothing, 0, 1, below=True)
         self.interpolate_loss = _one_of('interpolate_loss', interpolate_loss, (None,True,False))
-        for o in n_classes if isinstance(n_classes, (tuple,list)) else [n_classes]:
-            if o is not None and (not isinstance(o, int) or o<1): raise ValueError(
-                f"n_classes={o!r}: must be None or a whole number of 1 or more")
+        if isinstance(n_classes, (tuple,list,L)) and len(n_classes): n_classes = tuple(_count('n_classes', o, none=True) for o in n_classes)
+        else: n_classes = _count('n_classes', n_classes, none=True)
         if schedule is not None and not callable(schedule): raise ValueError(
             f"schedule={schedule!r}: must be None or a function of the progress in [0,1], such as one from fastmix.schedule")
         self.n_classes,self.schedule,self.rng,self.ahead = n_classes,schedule,None,Ahead()
@@ -117,7 +116,7 @@ class MixHandler(Callback):
 @patch
 def before_fit(self:MixHandler):
     "Seed the generator and check the loss"
-    self.rng,self.ahead,self.plan,self.mixed = make_rng(stream=(rank_distrib(),)),Ahead(),None,None
+    self.rng,self.ahead,self.plan,self.mixed,self._n_classes = make_rng(stream=(rank_distrib(),)),Ahead(),None,None,None
     self._smooth = self._smoothing()
 
 @patch
@@ -147,13 +146,15 @@ def _chosen(self:MixHandler):
 # %% ../nbs/04_callback.ipynb #2871b9e8
 def _factor(name, v, pct):
     "Refuse what a schedule says at `pct` unless it is in [0,1], give or take rounding"
-    if not -1e-6<=v<=1+1e-6: raise ValueError(f"schedule: the {name} is {v} at progress {pct:.4g}; a schedule's values must be from 0 to 1")
+    try: ok = bool(-1e-6<=v<=1+1e-6)
+    except (TypeError, ValueError, RuntimeError): ok = False
+    if not ok: raise ValueError(f"schedule: the {name} is {v} at progress {pct:.4g}; a schedule's values must be from 0 to 1")
     return min(max(float(v), 0.), 1.)
 
 def _factors(schedule, pct, n_epoch):
     "Factors on chance and strength at the progress `pct`; a schedule that counts epochs is told how many there are"
     v = schedule(pct, n_epoch) if getattr(schedule, 'counts_epochs', False) else schedule(pct)
-    prob,strength = v if isinstance(v, tuple) else (v,1.)
+    prob,strength = v if isinstance(v, tuple) and len(v)==2 else (v,1.)
     return _factor('probability', prob, pct),_factor('strength', strength, pct)
 
 # %% ../nbs/04_callback.ipynb #605f9543
@@ -238,6 +239,8 @@ def _width(learn, i=0):
     "Width of the model's output on one sample, in evaluation mode so that no statistics or random numbers are touched"
     with _evaluating(learn.model), torch.no_grad(): out = learn.model(*(o[:1] for o in learn.xb))
     if isinstance(out, (tuple,list)): out = out[i if len(out)==len(learn.yb) else 0]
+    if not isinstance(out, Tensor): raise ValueError(
+        f"n_classes=None: neither the loaders have a c nor has the model's output, a {type(out).__name__}, a width; give n_classes=…")
     ce = cross_entropy_of(learn.loss_func)
     return out.shape[ce.axis if ce else -1]
 

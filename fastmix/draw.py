@@ -56,6 +56,7 @@ class Plan:
     @cached_property
     def mixes(self)->bool:
         "Is anything mixed at all?"
+        if not self.n: return False
         if self.map is None and self.box is None: return bool(self.weight.min() < 1)
         if self.lam.min() < 1 or self.weight.min() < 1: return True
         return self.box is not None and bool((self.box[...,1] > self.box[...,0]).all(-1).any())
@@ -383,6 +384,11 @@ def draw_fmix(
     return _plan(n, mode, shift, np.ones(k), own/pixels, size=tuple(size), map=partial(_cloud_maps, **kw))
 
 # %% ../nbs/00_draw.ipynb #ahead001
+def _deals(draw, plan):
+    "Refuse `plan` unless it consists of weights and boxes"
+    if plan.map is None and plan.partner is None: return plan
+    raise ValueError(f"draw={draw!r}: what it draws has a map or partners, which cannot be dealt out to batches; call it for each batch")
+
 class Ahead:
     "Plans for many batches, drawn at once for as long as nothing changes from one batch to the next"
     most = 2**12                                           # units drawn at once
@@ -396,22 +402,22 @@ class Ahead:
         **kwargs # For `draw`
     )->Plan:
         "The plan for the next batch"
-        key,k = (n,mode,*kwargs.values()),n_units(n, mode)
+        key,k = (getattr(draw, '__qualname__', draw),n,mode,*kwargs,*kwargs.values()),n_units(n, mode)
         if self.key!=key:
             if self.key!=str(key): self.batches = self.dealt = 0
             self.key,self.drawn = key,None
         if self.dealt==self.batches:
-            self.batches,self.dealt,self.drawn = max(1, min(2*self.batches, self.most//k)),0,None
+            self.batches,self.dealt,self.drawn = max(1, min(2*self.batches, self.most//max(k, 1))),0,None
             self.seed = int(rng.integers(2**62)) if self.batches>1 else None
         i,self.dealt = self.dealt,self.dealt+1
-        if self.batches==1: return draw(rng, n, mode=mode, **kwargs)
+        if self.batches==1: return _deals(draw, draw(rng, n, mode=mode, **kwargs))
         if self.drawn is None: self.drawn = self._draw(draw, n, mode, k, kwargs)
         return self._deal(i, n, mode, k)
 
     def _draw(self, draw, n, mode, k, kwargs):
         rng = np.random.default_rng(self.seed)
-        shifts = [None]*self.batches if mode=='pair' else rng.integers(int(n>1), n, self.batches).tolist()
-        return draw(rng, k*self.batches, mode='elem', **kwargs),shifts
+        shifts = [None]*self.batches if mode=='pair' else rng.integers(int(n>1), max(n, 1), self.batches).tolist()
+        return _deals(draw, draw(rng, k*self.batches, mode='elem', **kwargs)),shifts
 
     def _deal(self, i, n, mode, k):
         p,shifts = self.drawn
@@ -440,6 +446,12 @@ def _minmax(v, name='minmax', none=True):
     if lo>hi: raise ValueError(f"{name}={v!r}: the smallest side comes first, try ({hi:g}, {lo:g})")
     return lo,hi
 
+def _count(name, v, none=False):
+    "Refuse `v` unless it is a whole number of 1 or more, or `None` where that is allowed"
+    if v is None and none: return None
+    if isinstance(v, (int,np.integer)) and not isinstance(v, bool) and v>=1: return int(v)
+    raise ValueError(f"{name}={v!r}: must be {'None or ' if none else ''}a whole number of 1 or more")
+
 def _one_of(name, v, allowed):
-    if v not in allowed: raise ValueError(f"{name}={v!r}: must be one of {', '.join(map(repr, allowed))}")
-    return v
+    if isinstance(v, (str,int,np.bool_,type(None))) and v in allowed: return v
+    raise ValueError(f"{name}={v!r}: must be one of {', '.join(map(repr, allowed))}")

@@ -16,8 +16,8 @@ from torch import Tensor, distributed
 
 from .blend import blend, check_input
 from .draw import MODES, Plan, box_area, draw_box, draw_cutmixup, draw_fmix, draw_lam, draw_shift
-from .draw import _clipped, _minmax, _number, _one_of, torch_seed
-from .target import mix_number, one_hot_target, smooth
+from .draw import _clipped, _count, _minmax, _number, _one_of, torch_seed
+from .target import mix_number, one_hot_target, smooth, target_kind
 
 # %% ../nbs/10_functional.ipynb #c8f374aa
 class _Words(ISeedSequence):
@@ -41,13 +41,18 @@ def _partners(rng, input, target, indices):
     "Keywords for `Plan`: the partners"
     check_input(input)
     n = len(input)
-    if not isinstance(target, Tensor): raise TypeError(f"target is a {type(target).__name__}; it must be a tensor")
-    if len(target)!=n: raise ValueError(f"target has {len(target)} samples, input has {n}; they must be as many")
+    _check_target(target, n, 'input')
     if indices is None: return dict(n=n, shift=draw_shift(rng, n, 'batch'))
-    indices = torch.as_tensor(indices, device=input.device)
-    if indices.shape!=(n,) or indices.is_floating_point(): raise ValueError(
+    indices = torch.as_tensor(indices)
+    if indices.shape!=(n,) or indices.is_floating_point() or indices.dtype==torch.bool: raise ValueError(
         f"indices has shape {tuple(indices.shape)} and dtype {indices.dtype}; it must be {n} whole numbers, the partner of each sample")
-    return dict(n=n, partner=indices)
+    if indices.is_cpu and n and not 0<=indices.min()<=indices.max()<n: raise ValueError(
+        f"indices has values from {indices.min()} to {indices.max()}; the partners of {n} samples are from 0 to {n-1}")
+    return dict(n=n, partner=indices.to(input.device, torch.long))
+
+def _check_target(target, n, name):
+    if not isinstance(target, Tensor): raise TypeError(f"target is a {type(target).__name__}; it must be a tensor")
+    if len(target)!=n: raise ValueError(f"target has {len(target)} samples, {name} has {n}; they must be as many")
 
 def _one(v, n): return np.full(n, v, np.float32)
 
@@ -70,8 +75,11 @@ def mixup_batch(
 # %% ../nbs/10_functional.ipynb #8046df62
 def _bbox(bbox, size):
     "A box that the user gives, checked: start and stop for each of the last dimensions"
-    try: left,top,right,bottom = (int(o) for o in bbox)
-    except (TypeError, ValueError): raise ValueError(f"bbox={bbox!r}: must be (left, top, right, bottom)") from None
+    try:
+        left,top,right,bottom = edges = [int(o) for o in bbox]
+        if any(a!=b for a,b in zip(edges, bbox)): raise ValueError
+    except (TypeError, ValueError):
+        raise ValueError(f"bbox={bbox!r}: must be (left, top, right, bottom), whole numbers of pixels") from None
     box = np.array([[top,bottom],[left,right]])
     h,w = (1,*size)[-2:]
     if not (0<=left<=right<=w and 0<=top<=bottom<=h): raise ValueError(
@@ -144,6 +152,14 @@ def resizemix_batch(
 
 def _rest(mask): return ~mask if mask.dtype==torch.bool else 1-mask
 
+def _kept(mask, size):
+    "The share that a user's mask keeps; the mask is checked"
+    if not isinstance(mask, Tensor): raise TypeError(f"mask is a {type(mask).__name__}; it must be a tensor")
+    if tuple(mask.shape)!=size: raise ValueError(f"mask has shape {tuple(mask.shape)}; it must be {size}, the spatial size of input")
+    if mask.is_cpu and mask.numel() and not 0<=mask.min()<=mask.max()<=1: raise ValueError(
+        f"mask has values from {mask.min()} to {mask.max()}; what a sample keeps of a pixel is from 0 to 1")
+    return float(mask.float().mean())
+
 def fmix_batch(
     input:Tensor, # (n,c,...) floats
     target:Tensor, # (n,...) of any kind
@@ -160,8 +176,7 @@ def fmix_batch(
     if mask is None:
         drawn = draw_fmix(rng, max(n, 2), size, *args, mode='batch')
         area,mask = float(drawn.lam[0]),_rest(drawn.map(input.device)[0,0])
-    elif tuple(mask.shape)==size: area = float(mask.float().mean())
-    else: raise ValueError(f"mask has shape {tuple(mask.shape)}; it must be {size}, the spatial size of input")
+    else: area = _kept(mask, size)
     kwargs = dict(weight=_one(1, n), lam=_one(area, n), map=_rest(mask)[None,None], same=True, size=size)
     plan = Plan(**_partners(rng, input, target, indices), **kwargs)
     return blend(input, plan), plan.take(target), area, mask
@@ -170,12 +185,12 @@ def fmix_batch(
 def _dense(target, num_classes, label_smoothing, name='num_classes'):
     "Class numbers as smoothed one-hot rows; what is dense already as it is"
     if target.is_floating_point(): return target
-    if target.ndim>1: return target.float()
+    if target.ndim>1 and not (num_classes and num_classes>1 and target_kind(target)=='category'): return target.float()
     if num_classes is None: raise ValueError(f"{name}=None: class numbers need the number of classes to become one-hot targets")
     return smooth(one_hot_target(target, num_classes), label_smoothing)
 
 def mix_targets(
-    target:Tensor, # (n,) class numbers, or (n,...) numbers: soft labels, several labels, regression
+    target:Tensor, # (n,) or (n,1) class numbers, or (n,...) numbers: soft labels, several labels, regression
     target_perm:Tensor, # The partners', as the functions above give them
     mixing:float|Tensor, # Weight of the partner, in [0,1], one or (n,)
     num_classes:int|None=None, # Columns of the one-hot rows that class numbers become
@@ -183,8 +198,11 @@ def mix_targets(
 )->Tensor: # (n, num_classes) or as `target`
     "`target` and `target_perm` mixed, class numbers as one-hot rows"
     label_smoothing = _number('label_smoothing', label_smoothing, 0, 1, below=True)
+    num_classes = _count('num_classes', num_classes, none=True)
     if not isinstance(mixing, Tensor): mixing = _number('mixing', mixing, 0, 1)
     t,t1 = (_dense(o, num_classes, label_smoothing) for o in (target, target_perm))
+    if isinstance(mixing, Tensor) and mixing.numel() not in (1,len(t)): raise ValueError(
+        f"mixing has shape {tuple(mixing.shape)}; it must be one weight, or {len(t)}, one for each sample")
     if isinstance(mixing, Tensor): mixing = mixing.to(t).view(-1, *[1]*(t.ndim-1)) if mixing.ndim else mixing.to(t)
     return torch.lerp(t, t1, mixing)
 
@@ -211,9 +229,7 @@ class Mixup:
         self.mix_prob,self.switch_prob = _number('prob', prob, 0, 1),_number('switch_prob', switch_prob, 0, 1)
         self.mode,self.correct_lam = _one_of('mode', mode, MODES),_one_of('correct_lam', correct_lam, (True,False))
         self.label_smoothing = _number('label_smoothing', label_smoothing, 0, 1, below=True)
-        if not isinstance(num_classes, int) or num_classes<1: raise ValueError(
-            f"num_classes={num_classes!r}: must be a whole number of 1 or more")
-        self.num_classes,self.inplace,self.mixup_enabled = num_classes,inplace,True
+        self.num_classes,self.inplace,self.mixup_enabled = _count('num_classes', num_classes),_one_of('inplace', inplace, (True,False)),True
 
 # %% ../nbs/10_functional.ipynb #b9a7b916
 @patch
@@ -233,10 +249,10 @@ def draw(self:Mixup,
 @patch
 def __call__(self:Mixup,
     x:Tensor, # (B,...) floats
-    target:Tensor, # (B,) class numbers or (B,C) dense targets
+    target:Tensor, # (B,) or (B,1) class numbers or (B,C) dense targets
 )->tuple: # Mixed x, (B,C) mixed targets on the device of x
     "Mix a batch"
     check_input(x)
-    if len(target)!=len(x): raise ValueError(f"target has {len(target)} samples, x has {len(x)}")
+    _check_target(target, len(x), 'x')
     t,plan = _dense(target.to(x.device), self.num_classes, self.label_smoothing),self.draw(len(x), tuple(x.shape[2:]))
     return blend(x, plan, inplace=self.inplace), mix_number(t, plan)

@@ -28,6 +28,11 @@ def _point(name, v):
     if isinstance(v, (float,np.floating)) and 0<=v<=1: return float(v)
     raise ValueError(f"{name}={v!r}: must be a share of the run, a float from 0 to 1, or a number of epochs, an int of 0 or more")
 
+def _curve(v):
+    "Refuse `v` unless it can be called"
+    if callable(v): return v
+    raise ValueError(f"curve={v!r}: must be a function of start and end, such as SchedLin or SchedCos")
+
 def _share(v, n_epoch):
     "The point `v` as a share of a run of `n_epoch` epochs"
     if isinstance(v, float): return v
@@ -96,7 +101,7 @@ class warm_up(MixSchedule):
         start:float=0., # Factor at the beginning, in [0,1]
         curve=SchedLin, # How it rises: `SchedLin`, `SchedCos`, or another function of start and end that gives a function of position
     ):
-        self.end,self.start,self.curve = _point('end', end),_number('start', start, 0, 1),curve
+        self.end,self.start,self.curve = _point('end', end),_number('start', start, 0, 1),_curve(curve)
 
     def __call__(self, pct, n_epoch=None):
         end = _share(self.end, n_epoch)
@@ -110,7 +115,7 @@ class off_after(MixSchedule):
         fade=0., # The chance falls to 0 over this long before the end; 0: at once. A share or a number of epochs
         curve=SchedLin, # How it falls, as in `warm_up`
     ):
-        self.end,self.fade,self.curve = _point('end', end),_point('fade', fade),curve
+        self.end,self.fade,self.curve = _point('end', end),_point('fade', fade),_curve(curve)
         if type(self.end) is type(self.fade) and self.fade>self.end:
             raise ValueError(f"fade={fade!r}: must be no longer than end={end!r}, where it ends")
 

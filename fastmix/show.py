@@ -28,7 +28,7 @@ from torch import Tensor
 
 from .blend import has_place
 from .callback import MixHandler, RecursiveMix, _factors, _number
-from .draw import Plan, draw_lam, make_rng
+from .draw import Ahead, Plan, draw_lam, make_rng
 from .recipe import LONG
 from .target import target_kind
 
@@ -99,7 +99,7 @@ def _preview(learn, b, seed):
         xb,yb,cbs,res = learn.xb,learn.yb,_handlers(learn),[]
         for cb in cbs: cb.__dict__['run'] = False
         for i,cb in enumerate(cbs):
-            cb.__dict__.update(rng=make_rng(seed, (i,)), run=True, schedule=None)
+            cb.__dict__.update(rng=make_rng(seed, (i,)), ahead=Ahead(), run=True, schedule=None)
             if isinstance(cb, RecursiveMix): cb.__dict__['memory'] = None
             for k in ((1,-1,1) if isinstance(cb, RecursiveMix) else (1,)):
                 learn.xb,learn.yb = (xb,yb) if k>0 else (tuple(o.flip(0) for o in b) for b in (xb,yb))

@@ -60,7 +60,7 @@ def mix_number(
 )->Tensor: # As `y`; float32 if `y` held whole or boolean numbers
     "Targets blended by `lam`"
     if not y.is_floating_point(): y = y.float()
-    if plan.lam.min() == 1: return y
+    if not plan.n or plan.lam.min()==1: return y
     t = _plain(y)
     s = t if source is None else _plain(source).to(t.dtype)
     w = _share(plan, t)
@@ -86,7 +86,7 @@ def dominant(
     partner:Tensor|None=None, # (n,...) the partners' targets, or (n,C) their weights of the classes; `None`: `plan.take` of `y`
 )->Tensor: # As `y`
     "The target, its own or its partner's, that has the larger part in each sample"
-    if plan.lam.min() >= .5: return y
+    if not plan.n or plan.lam.min()>=.5: return y
     t = y.as_subclass(Tensor)
     t1 = plan.take(t) if partner is None else partner.as_subclass(Tensor)
     if t1.is_floating_point() and not t.is_floating_point(): t1 = t1.argmax(-1).view_as(t)

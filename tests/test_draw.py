@@ -151,3 +151,9 @@ def test_drawn_ahead_follows_every_change(rng):
     for i in range(50):
         ahead(rng, draw_mixup, 8, prob=.9-i/100); eq(ahead.batches, 1)              # another chance in each batch: one at a time
     for _ in range(5): ahead(rng, draw_mixup, 3000); eq(ahead.batches, 1)          # and so are large batches
+    for _ in range(3): assert ahead(rng, draw_resizemix, 8, size=(9,9)).resize
+    assert not ahead(rng, draw_cutmix, 8, size=(9,9)).resize                       # another function with the same arguments
+    for _ in range(5): assert not ahead(rng, draw_mixup, 0).mixes                  # nobody there
+
+def test_what_cannot_be_drawn_ahead_is_refused(rng):
+    with pytest.raises(ValueError, match='has a map or partners'): Ahead()(rng, draw_fmix, 8, size=(8,8))

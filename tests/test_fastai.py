@@ -59,6 +59,26 @@ def test_the_callers_batch_is_never_written_to(cls):
     learn.fit(3)
     for a,b in zip(xs,copies): eq(a,b)
 
+@pytest.mark.parametrize('cb', [MixUp, CutMix, RecursiveMix])
+def test_the_number_of_classes_is_of_the_fit(cb):
+    "It is found anew in each fit: the callback may have come to another learner, other loaders or another argument"
+    cb,w = cb(),Watch()
+    def batches(c): return [(torch.randn(8,1,8,8), torch.arange(8) % c)]*3
+    for c in (3,7):
+        learner(DataLoaders(batches(c), batches(c)), cb, net(c), loss_func=nn.CrossEntropyLoss(), metrics=None).fit(1, cbs=w)
+        eq({o[1][0].shape for o in w.seen}, {(8,c)}); w.seen.clear()
+    cb.n_classes = 9
+    learner(DataLoaders(batches(3), batches(3)), cb, net(9), loss_func=nn.CrossEntropyLoss(), metrics=None).fit(1, cbs=w)
+    eq({o[1][0].shape for o in w.seen}, {(8,9)})
+
+def test_no_number_of_classes():
+    class Named(nn.Module):
+        def __init__(self): super().__init__(); self.net = net(3)
+        def forward(self, x): return dict(logits=self.net(x))
+    batches = [(torch.randn(8,1,8,8), torch.arange(8) % 3)]*2
+    learn = learner(DataLoaders(batches, batches), MixUp(), Named(), loss_func=lambda p,y: F.cross_entropy(p['logits'], y), metrics=None)
+    with pytest.raises(ValueError, match='output, a dict, a width; give n_classes'): learn.fit(1)
+
 def test_n_classes(dls):
     "The argument, else `dls.c`, else the model's output, whose batch statistics stay as they were"
     for kw,c in ((dict(n_classes=12),12), (dict(),10)):

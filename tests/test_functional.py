@@ -125,16 +125,32 @@ def test_mix_targets():
     (lambda: cutmix_batch(x, y, length=2), ValueError, 'length=2'), (lambda: cutmix_batch(x, y, bbox=(0,0,8,12)), ValueError, 'within a width of 12 and a height of 8'),
     (lambda: cutmix_batch(x, y, bbox=(1,2)), ValueError, r'bbox=\(1, 2\)'), (lambda: cutmix_batch(torch.rand(6,3), y), ValueError, 'use mixup_batch'),
     (lambda: resizemix_batch(x, y, scope=(.5,.1)), ValueError, 'smallest side comes first'), (lambda: fmix_batch(x, y, mask=torch.ones(8,8)), ValueError, 'mask has shape'),
-    (lambda: mix_targets(y, y, .2), ValueError, 'num_classes=None'), (lambda: mix_targets(y, y, .2, 6, 1.), ValueError, 'label_smoothing=1.0')])
+    (lambda: mix_targets(y, y, .2), ValueError, 'num_classes=None'), (lambda: mix_targets(y, y, .2, 6, 1.), ValueError, 'label_smoothing=1.0'),
+    (lambda: mix_targets(y, y, .2, -1), ValueError, 'num_classes=-1'), (lambda: mix_targets(y, y, torch.rand(3), 6), ValueError, r'mixing has shape \(3,\)'),
+    (lambda: mixup_batch(x, y, indices=[0,1,2,3,4,6]), ValueError, 'from 0 to 6.*from 0 to 5'), (lambda: mixup_batch(x, y, indices=[0,1,2,3,4,-1]), ValueError, 'from -1 to 4'),
+    (lambda: mixup_batch(x, y, indices=torch.ones(6, dtype=torch.bool)), ValueError, 'dtype torch.bool'), (lambda: cutmix_batch(x, y, bbox=(0,0,1.5,2)), ValueError, 'whole numbers of pixels'),
+    (lambda: fmix_batch(x, y, mask=np.ones((8,12))), TypeError, 'mask is a ndarray'), (lambda: fmix_batch(x, y, mask=torch.full((8,12), 2.)), ValueError, 'from 2.0 to 2.0'),
+    (lambda: Mixup(num_classes=6)(x, [1]*6), TypeError, 'target is a list'), (lambda: Mixup(num_classes=6)(x, y[:3]), ValueError, 'target has 3 samples, x has 6')])
 def test_refusals(call, error, says):
     with pytest.raises(error, match=says): call()
+
+@pytest.mark.parametrize('f', [mixup_batch, cutmix_batch, resizemix_batch, fmix_batch, Mixup(num_classes=6), Mixup(1., 1., mode='elem'), Mixup(1., 1., mode='pair')])
+def test_empty_batches(f): assert f(x[:0], y[:0])[0].shape==(0,3,8,12)
+
+def test_a_column_of_labels():
+    "Class numbers are class numbers, in a row or in a column, as for timm; for a regression they are not"
+    assert torch.equal(mix_targets(y[:,None], y[perm,None], .3, 6, .1), mix_targets(y, y[perm], .3, 6, .1))
+    torch.testing.assert_close(mix_targets(y[:,None], y[perm,None], .3), torch.lerp(y.float(), y[perm].float(), .3)[:,None])
+    for mode in ('batch','pair','elem'):
+        torch.manual_seed(0); row = Mixup(num_classes=6, mode=mode)(x, y)[1]
+        torch.manual_seed(0); assert torch.equal(row, Mixup(num_classes=6, mode=mode)(x, y[:,None])[1])
 
 # --- Mixup
 
 @pytest.mark.parametrize('kw,says', [
     (dict(mixup_alpha=-1.), 'mixup_alpha=-1.0'), (dict(cutmix_alpha='1'), "cutmix_alpha='1'"), (dict(mixup_alpha=0.), 'nothing to do'), (dict(mode='half'), "mode='half'"),
     (dict(prob=1.1), 'prob=1.1'), (dict(switch_prob=-.1), 'switch_prob=-0.1'), (dict(cutmix_minmax=(.2,)), 'cutmix_minmax'), (dict(cutmix_minmax=(.6,.3)), 'smallest'),
-    (dict(label_smoothing=1.), 'label_smoothing=1.0'), (dict(num_classes=0), 'num_classes=0'), (dict(num_classes=10.), 'num_classes=10.0'), (dict(correct_lam='yes'), "correct_lam='yes'")])
+    (dict(label_smoothing=1.), 'label_smoothing=1.0'), (dict(num_classes=0), 'num_classes=0'), (dict(num_classes=10.), 'num_classes=10.0'), (dict(num_classes=True), 'num_classes=True'), (dict(inplace='no'), "inplace='no'"), (dict(correct_lam='yes'), "correct_lam='yes'")])
 def test_mixup_refuses_when_made(kw, says):
     with pytest.raises(ValueError, match=says): Mixup(**kw)
 

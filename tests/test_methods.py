@@ -323,7 +323,8 @@ def test_bad_arguments_are_refused_when_made():
     for make,says in [(lambda: ResizeMix((.1,)), 'scope='), (lambda: ResizeMix(None), 'scope=None'), (lambda: ResizeMix((.5,1.2)), r'scope\[1\]=1.2'), (lambda: FMix(-1), 'alpha=-1'),
                       (lambda: FMix(decay='a'), "decay='a'"), (lambda: FMix(max_soft=.7), 'max_soft=0.7'), (lambda: RecursiveMix(1.5), 'alpha=1.5'),
                       (lambda: MixUp(partner='near'), "partner='near'.*'random', 'close'"), (lambda: MixUp(partner='close', mode='pair'), "mode='pair'"),
-                      (lambda: MixUp(partner='close', bandwidth=0), 'bandwidth=0'), (lambda: MixUp(bandwidth=1.), 'bandwidth=1.0'), (lambda: MixUp(n_classes=(3,0)), 'n_classes=0')]:
+                      (lambda: MixUp(partner='close', bandwidth=0), 'bandwidth=0'), (lambda: MixUp(bandwidth=1.), 'bandwidth=1.0'), (lambda: MixUp(n_classes=(3,0)), 'n_classes=0'),
+                      (lambda: MixUp(n_classes=True), 'n_classes=True'), (lambda: MixUp(n_classes=()), r'n_classes=\(\)'), (lambda: CutMix(correct_lam=np.ones(2)), 'correct_lam=array')]:
         with pytest.raises(ValueError, match=says): make()
 
 def test_blend_refuses_what_does_not_fit():

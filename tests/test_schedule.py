@@ -81,6 +81,7 @@ def test_same_as_combined():
     (lambda: MixSchedule(-.1), 'prob=-0.1: must be a number from 0 to 1'), (lambda: MixSchedule(strength=float('nan')), 'strength=nan'), (lambda: MixSchedule('x'), "prob='x'"),
     (lambda: warm_up(-1), 'end=-1: must be a share'), (lambda: warm_up(True), 'end=True'), (lambda: warm_up(start=2), 'start=2: must be a number from 0 to 1'),
     (lambda: off_after(1.2), 'end=1.2: must be a share of the run'), (lambda: off_after(None), 'end=None'), (lambda: off_after(.5, fade=.6), 'fade=0.6: must be no longer than end=0.5'),
+    (lambda: warm_up(.1, curve=3), 'curve=3: must be a function'), (lambda: off_after(.5, .1, 'cos'), "curve='cos'"),
     (lambda: hesitation(5, 3), 'alternate=3: must not be before always=5'), (lambda: hesitation(-.1), 'always=-0.1'), (lambda: hesitation()(.7), 'n_epoch'),
     (lambda: MixUp(schedule=.5), 'schedule=0.5: must be None or a function'), (lambda: MixSchedule(SchedLin(0,2))(.9), 'probability is 1.8 at progress 0.9'),
     (lambda: MixSchedule(1., lambda p: float('nan'))(.9), 'strength is nan')])
@@ -91,7 +92,7 @@ def test_refused(f, said):
 def test_product_of_a_number():
     with pytest.raises(TypeError, match='is no schedule'): off_after()*2
 
-@pytest.mark.parametrize('v', [1.5, -.1, float('nan'), (1.,2.), (.5,-1.)])
+@pytest.mark.parametrize('v', [1.5, -.1, float('nan'), (1.,2.), (.5,-1.), None, [1.], (1.,1.,1.), 'x'])
 def test_wrong_function(dls, v):
     "A function of one's own that leaves [0,1] is reported with the progress, and the learner is as good as before"
     learn = learner(dls, MixUp(schedule=lambda p: 1. if p<.4 else v))

@@ -13,6 +13,7 @@ from fastai.tabular.all import CategoryBlock, Categorify, FillMissing, Normalize
 from torch import nn
 import fastmix.all as fm
 from fastmix.all import show_mix
+from fastmix.callback import MixHandler
 from kinds import KINDS, METHODS, Batches
 
 @pytest.fixture(autouse=True)
@@ -69,6 +70,21 @@ def test_a_run_after_a_look():
         if look: learn.show_mix(); learn.show_mix(b=b, seed=3)
         learn.fit(2)
         if look: learn.show_mix()
+        return [p.detach().clone() for p in learn.model.parameters()]
+    assert same(run(False), run(True))
+
+class Looks(Callback):
+    "Looks at each batch before it is trained with"
+    order = MixHandler.order-1
+    def before_batch(self):
+        if self.training: self.learn.show_mix(b=(*self.xb,*self.yb), seed=self.iter)
+
+@pytest.mark.parametrize('make', [fm.MixUp, fm.CutMix, lambda: fm.CutMixUp(prob=.5), lambda: [fm.MixUp(), fm.ResizeMix()], fm.RecursiveMix, fm.FMix])
+def test_a_look_at_a_running_fit(make):
+    "A preview between two batches takes nothing of what is drawn ahead for the run"
+    def run(look):
+        learn,_ = learner('pictures, a label', make())
+        learn.fit(3, cbs=Looks() if look else None)
         return [p.detach().clone() for p in learn.model.parameters()]
     assert same(run(False), run(True))
 
