@@ -419,14 +419,17 @@ def _checksum(ds):
     if hasattr(items, 'iloc'): items = items.index.tolist()                  # a table
     elif hasattr(items, 'tensors'): items = list(zip(*items.tensors))
     if not isinstance(items, (list,tuple,range,L,Tensor,np.ndarray)) or isinstance(items, np.memmap): return None
-    return f"{sum(int.from_bytes(sha256(_words(o).encode()).digest()[:8], 'big') for o in items) % 2**64:016x}"
+    words = [_words(o) for o in items]
+    if words and isinstance(items[0], (str,Path)): words = sorted(words)
+    return sha256('\n'.join(words).encode()).hexdigest()[:16]
 
 def _describe_loader(dl):
     d = vars(dl)
     def size(o):
         try: return len(o)
         except (TypeError, NotImplementedError): return None
-    return {'batches':size(dl), 'items':size(d.get('dataset')), 'checksum of the items':_checksum(d.get('dataset')), 'batch size':d.get('bs', d.get('batch_size')),
+    ds = d.get('dataset')
+    return {'batches':size(dl), 'items':size(ds), 'checksum of the items':_checksum(ds), 'batch size':d.get('bs', d.get('batch_size')),
             **{k:_describe(d[k]) for k in ('shuffle','drop_last') if k in d}}
 
 def _describe_opt(learn, scheduled):
@@ -639,8 +642,9 @@ def _begin(self:Resume):
         return 0
     if d:
         seed = "\nIf the split is a random one, give it a seed: RandomSplitter(seed=42)." if 'checksum of the items' in ''.join(d) else ''
-        raise OtherRun(f"Resume('{self.run_name}'): the checkpoint in {self.folder} is of another run.\n  "+'\n  '.join(dict.fromkeys(d))+seed+
-                       "\nMake the same call as before, or choose another name, or start afresh with resume=False.")
+        what = '\n  '.join(dict.fromkeys(d))+seed
+        raise OtherRun(f"Resume('{self.run_name}'): the checkpoint in {self.folder} is of another run.\n  {what}\n"
+                       "Make the same call as before, or choose another name, or start afresh with resume=False.")
     self._restore(saved)
     changed = [f"{k} {v} (was {saved['environment'].get(k)})" for k,v in env.items() if v!=saved['environment'].get(k)]
     if changed: self._say(f"goes on with {', '.join(changed)}, so not bit by bit as it would have")

@@ -18,6 +18,8 @@ import signal
 import sys
 import warnings
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated
 
@@ -43,11 +45,12 @@ from fastai.vision.augment import FlipItem, RandomResizedCrop
 from fastai.vision.core import imagenet_stats
 from fastai.vision.data import ImageBlock
 from fastai.vision.models import xresnet
-from fastai.vision.utils import verify_images
+from fastai.vision.utils import verify_image
 from fastcore.basics import ifnone
+from fastcore.parallel import parallel
 from fastcore.imports import noop
-from fastcore.foundation import L
 from fastcore.script import call_parse, is_cli
+from PIL import Image as PIL_Image
 from safetensors.torch import save_model
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -56,6 +59,7 @@ from torch import nn
 from .callback import CutMix, CutMixUp, MixUp
 from .draw import MODES, _minmax, _number, _one_of
 from .recipe import LONG
+from .resume import FolderInUse, OtherRun
 from .schedule import hesitation, off_after, warm_up
 from .show import plot_run
 
@@ -92,21 +96,33 @@ def _class_files(path, side):
     res = {o.name:get_image_files(o) for o in dirs}
     for k,v in res.items():
         if not v: raise BadArgument(f"{path/side/k} has no pictures: add some, or remove the folder")
+        deep = [f for f in v if f.parent!=path/side/k]
+        if deep: raise BadArgument(f"{deep[0]} is in a folder inside {path/side/k}: move it up, pictures are expected in the class folder")
     return res
 
-def check_folder(
-    path:Path, # With train/CLASS/* and val/CLASS/*
-)->list: # Image files
-    "The image files of a folder; raises `BadArgument` for a missing folder, an empty class, a picture that cannot be read"
+def _list_folder(path):
+    "The image files of a folder in which the classes are in order"
     if not path.is_dir(): raise BadArgument(f"{path}: no such folder")
     train,val = (_class_files(path, o) for o in ('train','val'))
     if train.keys()!=val.keys():
         odd = sorted(train.keys()^val.keys())[0]
         raise BadArgument(f"class {odd} is in {path}/{'train' if odd in train else 'val'} only: both sides need the same class folders")
-    files = [f for side in (train,val) for o in side.values() for f in o]
-    bad = verify_images(L(files))
-    more = f' ({len(bad)-1} more like it)' if len(bad)>1 else ''
-    if bad: raise BadArgument(f"{bad[0]} cannot be read as a picture{more}: repair or remove it")
+    if len(train)<2: raise BadArgument(f"{path/'train'} has one class folder only, {[*train][0]}: add another")
+    return [f for side in (train,val) for o in side.values() for f in o]
+
+def _trouble(file):
+    "What is wrong with a picture, `None` if nothing is"
+    if not verify_image(file): return 'cannot be read as a picture: repair or remove it'
+    with PIL_Image.open(file) as im: mode = im.mode
+    if mode[0] in 'IF': return f'has more than 8 bits for a grey value (mode {mode}) and would turn white: convert it to 8 bits'
+
+def check_folder(
+    path:Path, # With train/CLASS/* and val/CLASS/*
+)->list: # Image files
+    "The image files of a folder; raises `BadArgument` for a missing folder, an empty class, a picture that cannot be read"
+    files = _list_folder(path)
+    bad = [(f,o) for f,o in zip(files, parallel(_trouble, files, threadpool=True)) if o]
+    if bad: raise BadArgument(f"{bad[0][0]} {bad[0][1]}{f' ({len(bad)-1} more files have trouble)' if len(bad)>1 else ''}")
     return files
 
 def folder_dls(
@@ -143,7 +159,8 @@ def arch_names()->list:
     "Names that `make_model` knows"
     fast = [n for n in vars(xresnet) if n.startswith('x') and n[-1].isdigit() or n.startswith('x') and 'deep' in n]
     timm = _timm()
-    return ['small', *fast, *torchvision.models.list_models(module=torchvision.models), *(timm.list_models() if timm else [])]
+    names = ['small', *fast, *torchvision.models.list_models(module=torchvision.models), *(timm.list_models() if timm else [])]
+    return list(dict.fromkeys(names))
 
 def make_model(
     arch:str, # One of `arch_names()`
@@ -191,6 +208,10 @@ def _whole(name, v, lo=1):
     if not isinstance(v, int) or v<lo: raise ValueError(f"{name}={v!r}: must be a whole number of {lo} or more")
     return v
 
+def _above_0(name, v):
+    if not (isinstance(v, (int,float)) and 0<v<float('inf')): raise ValueError(f"{name}={v!r}: must be a number above 0")
+    return v
+
 def _check_args(
     a:dict, # Arguments of `train_cli`
 ):
@@ -201,13 +222,14 @@ def _check_args(
     _option('--smoothing', _number, a['smoothing'], 0, 1, below=True)
     for k in ('epochs','bs','size'): _option(f'--{k}', _whole, a[k])
     for k in ('mixup_off_epoch','workers','seed'): _option('--'+k.replace('_','-'), _whole, a[k], lo=0)
-    for k in ('lr','clip'):
-        _option(f'--{k}', _number, a[k])
-        if a[k]==0: raise BadArgument(f"--{k} 0: must be a number above 0")
+    for k in ('lr','clip'): _option(f'--{k}', _above_0, a[k])
     _option('--wd', _number, a['wd'])
     _option('--ema', _number, a['ema'], 0, 1, below=True)
     for k,allowed in dict(mixup_mode=MODES, opt=list(_OPTS), schedule=list(_SCHEDULES), amp=('fp16','bf16')).items():
         _option('--'+k.replace('_','-'), _one_of, a[k], allowed)
+    if a['compare'] and not _mix(a): raise BadArgument("--compare: nothing is mixed, so there is nothing to compare with; leave it out")
+
+def _mix(a): return mix_cbs(a['mixup'], a['cutmix'], a['cutmix_minmax'], a['mixup_prob'], a['mixup_switch_prob'], a['mixup_mode'])
 
 # %% ../nbs/11_train.ipynb #b8f3b5ea
 _FREE = ('resume','compare','out','workers','path')    # arguments that may differ when a run is continued
@@ -218,6 +240,12 @@ def _read_args(out):
     except ValueError: raise BadArgument(f"{out/'args.json'} cannot be read: remove {out}, or give another --out") from None
 
 def _done(out): return (out/'model.pkl').exists()
+def _complete(out, a): return _done(out) and (not a.get('compare') or _done(out/'plain'))
+
+def _checksum(path):
+    "Of the names of the pictures below `path`"
+    names = sorted(f.relative_to(path).as_posix() for f in _list_folder(path))
+    return sha256('\n'.join(names).encode()).hexdigest()[:16]
 
 def _differs(old, a):
     "The first argument in which a run differs from `a`"
@@ -228,24 +256,34 @@ def _run_folder(
     name:str, # Of the data
 )->tuple: # The folder, and whether it holds a finished run
     "Where this run goes"
+    _check_out(Path(ifnone(a['out'], 'runs')))
     if a['out'] is not None: return _given(Path(a['out']), a)
     for i in range(1, 10_000):
         out = Path('runs')/(name if i==1 else f'{name}-{i}')
         old = _read_args(out) if out.exists() else None
-        if not out.exists() or (old and not _differs(old, a) and (a['resume'] or not _done(out))): return out,_done(out)
+        if not out.exists() or (old and not _differs(old, a) and (a['resume'] or not _complete(out, a))): return out,_complete(out, a)
+
+def _check_out(out):
+    "Refuse a folder that cannot be made or written to"
+    there = next(o for o in (out.absolute(), *out.absolute().parents) if os.path.exists(o))
+    if not there.is_dir(): raise BadArgument(f"--out {out}: {there} is a file; give another --out")
+    if not os.access(there, os.W_OK|os.X_OK): raise BadArgument(f"--out {out}: {there} cannot be written to; give another --out")
 
 def _given(out, a):
     "A folder that the user named"
-    old = _read_args(out) if out.is_dir() else None
+    old = _read_args(out) if os.path.isdir(out) else None
     if old is None:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if os.path.exists(out) and (not out.is_dir() or any(out.iterdir())):
             raise BadArgument(f"--out {out}: exists and is not a run of fastmix-train; give another --out")
         return out,False
-    if (k := _differs(old, a)): raise BadArgument(
+    k = _differs(old, a)
+    if k=='data': raise BadArgument(f"--out {out}: holds a run on other pictures than those in {a['path']}; give another --out")
+    if k: raise BadArgument(
         f"--out {out}: holds a run with --{k.replace('_','-')} {old.get(k)}, not {a[k]}; "
         "give another --out, or the same arguments to continue it")
-    if _done(out) and not a['resume']: raise BadArgument(f"--out {out}: holds a finished run; give another --out")
-    return out,_done(out)
+    if _complete(out, a) and not a['resume']:
+        raise BadArgument(f"--out {out}: holds a finished run; give another --out, or --resume to see its result")
+    return out,_complete(out, a)
 
 def _replace(path, write):
     "`write` a file beside `path`, then put it in its place, so that `path` is whole or not there"
@@ -289,7 +327,7 @@ def _learner(
     size = dls.one_batch()[0].shape[-1]
     set_seed(a['seed'], reproducible=True)
     model = make_model(a['arch'], dls.c, size)
-    _try_model(model, a['arch'], size)
+    _try_model(model, a['arch'], dls.c, size, a['bs'])
     learn = Learner(dls, model, CrossEntropyLossFlat(label_smoothing=a['smoothing']), opt_func=_OPTS[a['opt']], metrics=accuracy, path=out,
                     model_dir='checkpoints', cbs=_mix(a) if mix else None)
     if a['amp']:
@@ -298,14 +336,16 @@ def _learner(
     if a['channels_last']: learn.add_cb(ChannelsLast())
     return learn
 
-def _try_model(model, arch, size):
-    "Does the model take pictures of this size?"
+def _try_model(model, arch, n_out, size, bs):
+    "Does the model take such batches, in training too? A copy of it is tried"
+    model,x = deepcopy(model),torch.zeros(min(bs, 2),3,size,size)
     try:
-        with torch.no_grad(): model.eval()(torch.zeros(2,3,size,size))
-    except Exception as e: raise BadArgument(
-        f"--arch {arch}: cannot take pictures of {size} pixels ({str(e).splitlines()[0]}); try another --size") from None
-
-def _mix(a): return mix_cbs(a['mixup'], a['cutmix'], a['cutmix_minmax'], a['mixup_prob'], a['mixup_switch_prob'], a['mixup_mode'])
+        with torch.random.fork_rng(devices=[]), torch.no_grad(): outs = model.eval()(x),model.train()(x)
+    except Exception as e: raise BadArgument(f"--arch {arch}: cannot take pictures of {size} pixels in batches of {bs} "
+                                             f"({str(e).splitlines()[0]}); try another --size or --bs") from None
+    for o in outs:
+        if getattr(o, 'shape', None)!=(len(x),n_out): raise BadArgument(
+            f"--arch {arch}: its output is no tensor with a column for each of the {n_out} classes, but a {type(o).__name__}; take another")
 
 def _schedule(a, learn):
     if not hasattr(learn, 'mix_up') and not any(hasattr(learn, o) for o in ('cut_mix','cut_mix_up')): return None
@@ -352,16 +392,19 @@ def _train_one(
 )->float: # Accuracy on the validation set
     "One run and its files; a run that is finished is only read"
     if _done(out): return _reload(out/'model.pkl', dls).validate()[1]
-    learn,new = _learner(a, dls, out, mix),not out.exists()
-    out.mkdir(parents=True, exist_ok=True)
+    learn,new = _learner(a, dls, out, mix),not os.path.exists(out)
+    try: out.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise BadArgument(f"--out {out}: cannot be made ({e.strerror}); give another --out") from None
     try:
         if not rank_distrib():
             _replace(out/'args.json', lambda o: o.write_text(json.dumps(a, indent=1)))
             if mix and _mix(a) and not (out/'mixed.png').exists(): _plot(out, 'mixed.png', lambda: learn.show_mix(boxes=True))
         _fit(learn, a)
     except _Stopped: raise
+    except FolderInUse: raise BadArgument(f"--out {out}: another process trains into it; wait for it, or give another --out") from None
+    except OtherRun as e: raise BadArgument(f"--out {out}: holds another run ({str(e).splitlines()[1].strip()}); give another") from None
     except BaseException:
-        if new and not any(out.glob('checkpoints/run/*')): shutil.rmtree(out)
+        if new and not any(out.glob('checkpoints/run/epoch_*[1-9]*.pth')): shutil.rmtree(out)     # not even one epoch is done
         raise
     acc = learn.validate()[1]
     if rank_distrib(): return acc
@@ -404,6 +447,7 @@ def _run(a):
     "Check, train, report"
     _check_args(a)
     name = 'digits' if a['path'] is None else Path(a['path']).resolve().name
+    a['data'] = None if a['path'] is None else _checksum(Path(a['path']))
     out,done = _agree(lambda: _run_folder(a, name))
     dls = _data(a)
     print = noop if rank_distrib() else builtins.print
@@ -458,5 +502,8 @@ def train_cli(
     except BadArgument as e:
         if not rank_distrib(): print(f'fastmix-train: {e}', file=sys.stderr)
         raise SystemExit(2) from None
+    except OSError as e:
+        print(f'fastmix-train: {e}', file=sys.stderr)
+        raise SystemExit(1) from None
     except _Stopped as e: raise SystemExit(128+e.signum) from None
     except KeyboardInterrupt: raise SystemExit(128+signal.SIGINT) from None

@@ -8,7 +8,7 @@ resource = pytest.importorskip('resource')  # these tests need signals, limits a
 from fastai.text.data import LMDataLoader,SortedDL,TensorText,pad_input_chunk
 from fastmix import callback as mix
 from fastmix import resume as R
-from fastmix.resume import Resume,newest_checkpoint,read_checkpoint,write_checkpoint
+from fastmix.resume import OtherRun,Resume,_checksum,newest_checkpoint,read_checkpoint,write_checkpoint
 from longrun import *
 
 linux = pytest.mark.skipif(not sys.platform.startswith('linux'), reason='looks into /proc')
@@ -459,6 +459,32 @@ def test_refused(tmp_path, what):
     learn = learner(tmp_path)
     with learn.no_bar(),learn.no_logging(),redirect_stdout(out): call()(learn)
     assert 'continues after 3 of 5' in out.getvalue() and len(learn.recorder.values)==5
+
+def listed(idxs): return [(torch.full((1,8,8), i/100),i%10) for i in idxs]
+def subset(idxs): return torch.utils.data.Subset(listed(range(400)), idxs)
+def tensors(idxs): return torch.utils.data.TensorDataset(torch.zeros(len(idxs),1,8,8), torch.tensor(idxs)%10)
+def paths(idxs): return Datasets([Path(f'somewhere/{i%10}/{i}.png') for i in idxs], [lambda o: torch.zeros(1,8,8), lambda o: int(o.parent.name)])
+
+@pytest.mark.parametrize('kind', [listed,subset,tensors,paths])
+def test_other_items(tmp_path, kind):
+    "As many items, but others: a random split without a seed"
+    def fit(train):
+        dls = DataLoaders(*[DataLoader(kind(o), bs=64) for o in (train, range(320,400))], path=tmp_path)
+        with redirect_stdout(io.StringIO()) as out, (learn := learner(tmp_path, dls=dls)).no_bar(),learn.no_logging(): learn.fit(2, cbs=resume())
+        return out.getvalue()
+    fit([*range(320)])
+    with pytest.raises(OtherRun, match=r'train, checksum of the items: \w{16} here, \w{16} in the checkpoint\n.*RandomSplitter\(seed=42\)'): fit([*range(1,321)])
+    if kind is paths: assert "is finished" in fit([*range(319,-1,-1)]) # another machine lists them so
+
+def test_checksum():
+    "Only what another machine would have as well counts: no order of files, no folders above, no floats"
+    a,b = ([Path(f)/f'{i}.png' for i in range(9)] for f in ('/a/cat','b/cat'))
+    assert _checksum(a)==_checksum(L(b[::-1]))==_checksum(['x\\cat\\'+f.name for f in a])!=_checksum(a[1:])
+    assert _checksum([(f,torch.rand(2),i) for i,f in enumerate(a)])==_checksum([(f,torch.rand(2),i) for i,f in enumerate(b)])!=_checksum([(f,torch.rand(2),8-i) for i,f in enumerate(a)])
+    df = pd.DataFrame(dict(x=np.random.rand(9), y=[0,1,2]*3))
+    assert _checksum(df)==_checksum(df*2)!=_checksum(df[1:])
+    assert _checksum(torch.arange(9))!=_checksum(torch.arange(1,10)) and _checksum(np.arange(9))==_checksum(range(9))!=_checksum(range(1,10))
+    assert all(_checksum(o) is None for o in (None, iter([1]), {1:2}, object()))
 
 def test_first_epoch_is_not_a_run(tmp_path):
     "Stopped before an epoch was done, one may think again"

@@ -82,7 +82,10 @@ bad = [(dict(mixup=-1.), '--mixup -1.0'), (dict(cutmix=float('nan')), '--cutmix 
     (dict(cutmix_minmax=[.8,.2]), '--cutmix-minmax'), (dict(mixup_mode='all'), "--mixup-mode 'all'"), (dict(mixup_off_epoch=-1), '--mixup-off-epoch -1'), (dict(smoothing=1.), '--smoothing 1.0'),
     (dict(epochs=0), '--epochs 0'), (dict(lr=0.), '--lr 0'), (dict(lr=-1.), '--lr -1'), (dict(bs=0), '--bs 0'), (dict(size=0), '--size 0'), (dict(arch='resnet19'), '--arch resnet19.*resnet18'),
     (dict(seed=-1), '--seed -1'), (dict(opt='adagrad'), "--opt 'adagrad'"), (dict(wd=-.1), '--wd -0.1'), (dict(ema=1.), '--ema 1.0'), (dict(clip=0.), '--clip 0'), (dict(amp='fp8'), "--amp 'fp8'"),
-    (dict(schedule='late'), "--schedule 'late'"), (dict(workers=-1), '--workers -1'), (dict(path='nowhere'), 'nowhere: no such folder'), (dict(arch='inception_v3'), '--arch inception_v3: cannot take pictures of 8 pixels')]
+    (dict(schedule='late'), "--schedule 'late'"), (dict(workers=-1), '--workers -1'), (dict(arch='resnet19'), r'did you mean (?!.*(\b\w+\b) or \1\b)'), (dict(compare=True, mixup=0.), '--compare: nothing is mixed'),
+    (dict(lr=-1.), 'must be a number above 0'), (dict(arch='googlenet', size=64), '--arch googlenet: its output is no tensor'), (dict(arch='resnet18', bs=1), '--arch resnet18: cannot take .* in batches of 1 '),
+    (dict(path='nowhere'), 'nowhere: no such folder'), (dict(arch='inception_v3'), '--arch inception_v3: cannot take pictures of 8 pixels'),
+    (dict(out='/dev/null'), '--out /dev/null: /dev/null is a file'), (dict(out='/dev/null/a/b'), '/dev/null is a file'), (dict(out='n'*300), 'cannot be made')]
 @pytest.mark.parametrize('kw,says', bad, ids=[s for _,s in bad])
 def test_bad_arguments(here, kw, says):
     with pytest.raises(BadArgument, match=says): train_cli(**kw)
@@ -96,14 +99,58 @@ def damaged(folder, to, how):
     elif how=='unreadable': (to/'val'/'three'/'bad.png').write_bytes(b'no picture')
     elif how=='truncated': f = next((to/'train'/'zero').iterdir()); f.write_bytes(f.read_bytes()[:60])
     elif how=='no val': shutil.rmtree(to/'val')
+    elif how=='one class':
+        for o in to.glob('*/*'): o.name=='three' or shutil.rmtree(o)
+    elif how=='sub-folder': (to/'train'/'three'/'more').mkdir(); f = next((to/'train'/'three').glob('*.png')); f.rename(f.parent/'more'/f.name)
+    elif how=='16 bits': Image.fromarray(np.full((8,8), 300, dtype=np.uint16)).save(to/'val'/'three'/'deep.png')
     return to
 
 @pytest.mark.parametrize('how,says', [('empty class','nine has no pictures'), ('one side only','class nine is in .*val only'), ('unreadable','bad.png cannot be read'),
-                                      ('truncated','png cannot be read'), ('no val','has no folder val/')])
+                                      ('truncated','png cannot be read'), ('no val','has no folder val/'), ('one class','one class folder only, three'), ('sub-folder','more/.*png is in a folder inside .*three'), ('16 bits','deep.png has more than 8 bits')])
 def test_bad_folders(folder, here, how, says):
     d = damaged(folder, here/'d', how); before = everything(here)
     with pytest.raises(BadArgument, match=says): train_cli(d, epochs=1)
     assert everything(here)==before
+
+@pytest.mark.filterwarnings('ignore')
+def test_other_pictures(folder, here):
+    "A run goes on with its own pictures only, wherever they are now; a finished one is not reported for others"
+    import shutil
+    kw = dict(epochs=1, size=32, bs=16, workers=0)
+    shutil.copytree(folder, here/'d'); acc = train_cli(here/'d', out='out', **kw)
+    (here/'d').rename(here/'moved')
+    assert train_cli(here/'moved', out='out', resume=True, **kw)==acc
+    f = next((here/'moved'/'val'/'three').iterdir()); f.rename(here/'moved'/'val'/'zero'/f.name)
+    with pytest.raises(BadArgument, match='--out out: holds a run on other pictures'): train_cli(here/'moved', out='out', resume=True, **kw)
+    shutil.copytree(folder, here/'e'/'moved'); train_cli(here/'moved', **kw); train_cli(here/'e'/'moved', **kw)
+    assert sorted(os.listdir('runs'))==['moved','moved-2']
+
+@pytest.mark.filterwarnings('ignore')
+def test_compare_that_was_stopped(here, monkeypatch):
+    "The half without mixing is missing: the same call goes on with it, and so does --compare on a run without"
+    train_cli(epochs=1, out='out')
+    files_then = {o:(here/'out'/o).read_bytes() for o in ('model.pkl','history.csv')}
+    train_cli(epochs=1, out='out', compare=True)
+    assert (here/'out'/'plain'/'model.pkl').exists() and {o:(here/'out'/o).read_bytes() for o in files_then}==files_then
+    with pytest.raises(BadArgument, match='holds a finished run.*--resume'): train_cli(epochs=1, out='out', compare=True)
+
+@pytest.mark.filterwarnings('ignore')
+def test_an_error_in_the_first_epoch(here, monkeypatch):
+    "Nothing is left of a run without one epoch"
+    from fastai.learner import Recorder
+    monkeypatch.setattr(Recorder, 'before_validate', lambda self: 1/0)
+    with pytest.raises(ZeroDivisionError): train_cli(epochs=1, out='out')
+    assert everything(here)==[]
+
+@pytest.mark.filterwarnings('ignore')
+def test_a_folder_in_use(here):
+    from fastmix.resume import _lock,_unlock
+    train_cli(epochs=1, out='out'); (here/'out'/'model.pkl').unlink()
+    _lock(here/'out'/'checkpoints'/'run')
+    try:
+        with pytest.raises(BadArgument, match='--out out: another process trains into it'): train_cli(epochs=1, out='out')
+    finally: _unlock(here/'out'/'checkpoints'/'run')
+    train_cli(epochs=1, out='out')
 
 def test_a_batch_larger_than_the_data(folder, here):
     with pytest.raises(BadArgument, match='--bs 500'): train_cli(folder, bs=500, workers=0)
