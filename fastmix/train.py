@@ -42,7 +42,7 @@ from fastai.metrics import accuracy
 from fastai.optimizer import Lamb, Larc, RAdam, RMSProp, SGD, Adam, QHAdam, ranger
 from fastai.torch_core import TensorImage, num_distrib, rank_distrib, set_seed
 from fastai.vision.augment import FlipItem, RandomResizedCrop
-from fastai.vision.core import imagenet_stats
+from fastai.vision.core import Image as PIL_Image, imagenet_stats
 from fastai.vision.data import ImageBlock
 from fastai.vision.models import xresnet
 from fastai.vision.utils import verify_image
@@ -50,7 +50,6 @@ from fastcore.basics import ifnone
 from fastcore.parallel import parallel
 from fastcore.imports import noop
 from fastcore.script import call_parse, is_cli
-from PIL import Image as PIL_Image
 from safetensors.torch import save_model
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -239,7 +238,7 @@ def _read_args(out):
     except FileNotFoundError: return None
     except ValueError: raise BadArgument(f"{out/'args.json'} cannot be read: remove {out}, or give another --out") from None
 
-def _done(out): return (out/'model.pkl').exists()
+def _done(out): return os.path.exists(out/'model.pkl')
 def _complete(out, a): return _done(out) and (not a.get('compare') or _done(out/'plain'))
 
 def _checksum(path):
@@ -251,6 +250,7 @@ def _differs(old, a):
     "The first argument in which a run differs from `a`"
     return next((k for k in a if k not in _FREE and old.get(k)!=a[k]), None)
 
+# %% ../nbs/11_train.ipynb #b8f3b5eb
 def _run_folder(
     a:dict, # Arguments of `train_cli`
     name:str, # Of the data
