@@ -73,3 +73,25 @@ def test_a_folder(tmp_path):
     assert side(valid.train)==side(valid.valid)=={'train'} and len(valid.train_ds)==8 and len(valid.valid_ds)==12
     assert side(test.valid)=={'val'} and set(test.train.items)==set(valid.train.items) and not set(valid.train.items)&set(valid.valid.items)
     assert test.one_batch()[0].shape==(4,3,32,32)
+
+def test_clipart(tmp_path):
+    "Themes with enough different drawings become classes, on white, four of five to train with; the same folder each time"
+    rng = np.random.default_rng(0)
+    def draw(theme, n, side=60):
+        for i in range(n):
+            f = tmp_path/'png'/theme/('deep' if i%2 else '.')/f'{i}.png'
+            f.parent.mkdir(parents=True, exist_ok=True)
+            a = np.zeros((side,2*side,4), np.uint8)
+            a[10:20,10:20] = *rng.integers(0, 255, 3),255                  # the rest is transparent
+            Image.fromarray(a).save(f)
+    draw('birds', 140); draw('few', 20); draw('small', 140, side=20); draw('unsorted', 140)
+    (tmp_path/'png'/'birds'/'bad.png').write_bytes(b'no picture')
+    (tmp_path/'png'/'birds'/'twice.png').write_bytes((tmp_path/'png'/'birds'/'0.png').read_bytes())
+    def make(out): return subprocess.run([sys.executable, root/'bench'/'clipart.py', tmp_path/out, '--source', tmp_path/'png'], capture_output=True, text=True)
+    for o in 'ab': assert make(o).returncode==0
+    made = {o:{f.relative_to(tmp_path/o):f.read_bytes() for f in (tmp_path/o).rglob('*.png')} for o in 'ab'}
+    assert made['a']==made['b'] and {f.parts[:2] for f in made['a']}=={('train','birds'),('val','birds')}
+    assert [sum(f.parts[0]==o for f in made['a']) for o in ('train','val')]==[112,28]
+    im = Image.open(tmp_path/'a'/'train'/'birds'/'000.png')
+    assert im.size==(160,80) and im.mode=='RGB' and im.getpixel((159,79))==(255,255,255)
+    assert make('a').returncode==2 and 'exists' in make('a').stderr
