@@ -342,7 +342,7 @@ def _try_model(model, arch, n_out, size, bs):
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad(): outs = model.eval()(x),model.train()(x)
     except Exception as e: raise BadArgument(f"--arch {arch}: cannot take pictures of {size} pixels in batches of {bs} "
-                                             f"({str(e).splitlines()[0]}); try another --size or --bs") from None
+                                             f"({(str(e) or type(e).__name__).splitlines()[0]}); try another --size or --bs") from None
     for o in outs:
         if getattr(o, 'shape', None)!=(len(x),n_out): raise BadArgument(
             f"--arch {arch}: its output is no tensor with a column for each of the {n_out} classes, but a {type(o).__name__}; take another")
