@@ -446,11 +446,11 @@ def _minmax(v, name='minmax', none=True):
     if lo>hi: raise ValueError(f"{name}={v!r}: the smallest side comes first, try ({hi:g}, {lo:g})")
     return lo,hi
 
-def _count(name, v, none=False):
-    "Refuse `v` unless it is a whole number of 1 or more, or `None` where that is allowed"
+def _count(name, v, lo=1, none=False):
+    "Refuse `v` unless it is a whole number of `lo` or more, or `None` where that is allowed"
     if v is None and none: return None
-    if isinstance(v, (int,np.integer)) and not isinstance(v, bool) and v>=1: return int(v)
-    raise ValueError(f"{name}={v!r}: must be {'None or ' if none else ''}a whole number of 1 or more")
+    if isinstance(v, (int,np.integer)) and not isinstance(v, bool) and v>=lo: return int(v)
+    raise ValueError(f"{name}={v!r}: must be {'None or ' if none else ''}a whole number of {lo} or more")
 
 def _one_of(name, v, allowed):
     if isinstance(v, (str,int,np.bool_,type(None))) and v in allowed: return v

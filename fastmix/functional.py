@@ -51,6 +51,7 @@ def _partners(rng, input, target, indices):
     return dict(n=n, partner=indices.to(input.device, torch.long))
 
 def _check_target(target, n, name):
+    "Refuse `target` unless it is a tensor with a row for each of the `n` samples"
     if not isinstance(target, Tensor): raise TypeError(f"target is a {type(target).__name__}; it must be a tensor")
     if len(target)!=n: raise ValueError(f"target has {len(target)} samples, {name} has {n}; they must be as many")
 

@@ -56,7 +56,7 @@ from sklearn.model_selection import train_test_split
 from torch import nn
 
 from .callback import CutMix, CutMixUp, MixUp
-from .draw import MODES, _minmax, _number, _one_of
+from .draw import MODES, _count, _minmax, _number, _one_of
 from .recipe import LONG
 from .resume import FolderInUse, OtherRun
 from .schedule import hesitation, off_after, warm_up
@@ -203,10 +203,6 @@ def mix_cbs(
 _OPTS = dict(adam=Adam, adamw=Adam, sgd=SGD, rmsprop=RMSProp, radam=RAdam, lamb=Lamb, larc=Larc, qhadam=QHAdam, ranger=ranger)
 _SCHEDULES = dict(constant=None, off=off_after(.85), warmup=warm_up(.1)*off_after(.85), hesitation=hesitation())
 
-def _whole(name, v, lo=1):
-    if not isinstance(v, int) or v<lo: raise ValueError(f"{name}={v!r}: must be a whole number of {lo} or more")
-    return v
-
 def _above_0(name, v):
     if not (isinstance(v, (int,float)) and 0<v<float('inf')): raise ValueError(f"{name}={v!r}: must be a number above 0")
     return v
@@ -219,8 +215,8 @@ def _check_args(
     for k in ('mixup_prob','mixup_switch_prob'): _option('--'+k.replace('_','-'), _number, a[k], 0, 1)
     _option('--cutmix-minmax', lambda name,v: _minmax(v, name), a['cutmix_minmax'])
     _option('--smoothing', _number, a['smoothing'], 0, 1, below=True)
-    for k in ('epochs','bs','size'): _option(f'--{k}', _whole, a[k])
-    for k in ('mixup_off_epoch','workers','seed'): _option('--'+k.replace('_','-'), _whole, a[k], lo=0)
+    for k in ('epochs','bs','size'): _option(f'--{k}', _count, a[k])
+    for k in ('mixup_off_epoch','workers','seed'): _option('--'+k.replace('_','-'), _count, a[k], lo=0)
     for k in ('lr','clip'): _option(f'--{k}', _above_0, a[k])
     _option('--wd', _number, a['wd'])
     _option('--ema', _number, a['ema'], 0, 1, below=True)

@@ -126,7 +126,7 @@ def test_other_pictures(folder, here):
     assert sorted(os.listdir('runs'))==['moved','moved-2']
 
 @pytest.mark.filterwarnings('ignore')
-def test_compare_that_was_stopped(here, monkeypatch):
+def test_compare_that_was_stopped(here):
     "The half without mixing is missing: the same call goes on with it, and so does --compare on a run without"
     train_cli(epochs=1, out='out')
     files_then = {o:(here/'out'/o).read_bytes() for o in ('model.pkl','history.csv')}
@@ -160,6 +160,14 @@ def test_one_line_and_exit_code_2(here, args, says):
     p = run(*args, cwd=here)
     assert p.returncode==2 and says in p.stderr and 'Traceback' not in p.stderr+p.stdout
     assert len([l for l in p.stderr.splitlines() if l.startswith('fastmix-train: ')])<=1 and everything(here)==[]
+
+def test_no_room(here):
+    "A file that cannot be written, here for a limit of the system: one line, exit code 1, and nothing is left of a run without one epoch"
+    resource = pytest.importorskip('resource', reason='limits as Unix has them')
+    p = subprocess.run(cli('--epochs', 1, '--out', 'out'), cwd=here, capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS':'1', 'MPLCONFIGDIR':str(here.parent)},
+                       preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4000,4000)))
+    assert p.returncode==1 and 'Traceback' not in p.stderr+p.stdout and 'too large' in p.stderr, p.stdout+p.stderr
+    assert p.stderr.strip().splitlines()[-1].startswith('fastmix-train: ') and everything(here)==[]
 
 def wait_for(d, rows, p):
     "Until the history has so many epochs"
