@@ -161,6 +161,7 @@ def plot(self:MixSchedule,
     ax=None, # Axes to draw into
 ): # The axes
     "Draw both factors over a run"
+    import matplotlib.pyplot as plt     # here, so that schedules can be had without it
     x = np.linspace(0, n_epoch, max(1000, 10*n_epoch), endpoint=False)
     y = np.array([self(o/n_epoch, n_epoch) for o in x])
     ax = ax or plt.subplots(figsize=(6,2))[1]
