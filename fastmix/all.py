@@ -3,9 +3,13 @@ from .draw import *
 from .blend import *
 from .target import *
 from .loss import *
-from .callback import *
-from .hidden import *
 from .schedule import *
+from .handler import *
+from .methods import *
+from .tracing import *
+from .manifold import *
+from .record import *
+from .ema import *
 from .resume import *
 from .recipe import *
 from .show import *

@@ -31,6 +31,8 @@ from torch import Tensor,nn
 try: import fcntl
 except ImportError: fcntl = None # Windows has no such locks
 
+import fastmix.patches  # which lets `Resume.run_epochs` fill the loop
+
 # %% ../nbs/07_resume.ipynb #7f080eae
 _key = 'fastmix' # A dict with this key stands for something that is not plain itself
 
@@ -710,7 +712,7 @@ def _write(self:Resume, done, state):
 
 # %% ../nbs/07_resume.ipynb #66cabc86
 @patch
-def _epochs(self:Resume):
+def run_epochs(self:Resume):
     "fastai's loop over the epochs, from the first that is not done yet"
     learn,self._mine,self._ended = self.learn,False,''
     try:
@@ -744,12 +746,3 @@ def _epoch(self:Resume):
             self._note_row()
             self._save(learn.epoch+1, ended='cancelled')
         raise
-
-_fastai_do_fit = Learner._do_fit
-
-@patch
-def _do_fit(self:Learner):
-    "fastai's loop over the epochs, or that of a `Resume` among the callbacks"
-    cbs = [cb for cb in self.cbs if isinstance(cb, Resume) and cb.run]
-    if not cbs or hasattr(self, 'lr_finder'): return _fastai_do_fit(self)
-    cbs[0]._epochs()
