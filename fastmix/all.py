@@ -7,6 +7,7 @@ from .callback import *
 from .hidden import *
 from .schedule import *
 from .resume import *
+from .ema import *
 from .recipe import *
 from .show import *
 from .functional import *
