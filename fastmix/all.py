@@ -11,6 +11,7 @@ from .manifold import *
 from .record import *
 from .ema import *
 from .resume import *
+from .ema import *
 from .recipe import *
 from .show import *
 from .functional import *

@@ -144,12 +144,12 @@ def test_an_error_in_the_first_epoch(here, monkeypatch):
 
 @pytest.mark.filterwarnings('ignore')
 def test_a_folder_in_use(here):
-    from fastmix.resume import _lock,_unlock
+    from fastmix.checkpoint.files import lock_folder,unlock_folder
     train_cli(epochs=1, out='out'); (here/'out'/'model.pkl').unlink()
-    _lock(here/'out'/'checkpoints'/'run')
+    lock_folder(here/'out'/'checkpoints'/'run')
     try:
         with pytest.raises(BadArgument, match='--out out: another process trains into it'): train_cli(epochs=1, out='out')
-    finally: _unlock(here/'out'/'checkpoints'/'run')
+    finally: unlock_folder(here/'out'/'checkpoints'/'run')
     train_cli(epochs=1, out='out')
 
 def test_a_batch_larger_than_the_data(folder, here):
