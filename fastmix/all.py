@@ -8,6 +8,7 @@ from .hidden import *
 from .schedule import *
 from .resume import *
 from .recipe import *
+from .plots import *
 from .show import *
 from .functional import *
 from .distributed import *
