@@ -13,6 +13,7 @@ from .ema import *
 from .resume import *
 from .ema import *
 from .recipe import *
+from .plots import *
 from .show import *
 from .functional import *
 from .distributed import *
