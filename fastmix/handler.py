@@ -20,12 +20,16 @@ from fastcore.foundation import L
 from torch import Tensor
 
 from . import patches
-from .blend import blend, check_input, has_place, mix_map
-from .draw import MODES, Ahead, Plan, _count, _number, _one_of, make_rng
-from .loss import MixedLoss, cross_entropy_of, is_linear, loss_name, own_smoothing
+from .blend import blend, check_input
+from .target import is_dense_target, mix_dense_target
+from .checks import number, one_of, whole_number
+from .draw import MODES, make_rng
+from .plan import Plan
+from .loss import MixedLoss
+from .lossspec import cross_entropy_of, is_linear, loss_name, own_smoothing
 from .probe import probe
-from .schedule import _factors
-from .target import dominant, mix_number, mix_one_hot, target_kind
+from .schedule import factors
+from .target import majority_target, mix_continuous, mix_one_hot, target_kind
 
 # %% ../nbs/callbacks/03_handler.ipynb #ffef6082
 def _give_back(learn):
@@ -45,14 +49,14 @@ class MixHandler(Callback):
         n_classes:int|tuple|None=None, # Classes of the one-hot targets, one number or one a target; `None`: `dls.c`, else the model's width
         schedule=None, # Function of a run's progress in [0,1] to a factor on `prob`, or to two, the second on what is given away
     ):
-        self.mode,self.prob = _one_of('mode', mode, MODES),_number('prob', prob, 0, 1)
-        self.label_smoothing = _number('label_smoothing', label_smoothing, 0, 1, below=True)
-        self.interpolate_loss = _one_of('interpolate_loss', interpolate_loss, (None,True,False))
-        if isinstance(n_classes, (tuple,list,L)) and len(n_classes): n_classes = tuple(_count('n_classes', o, none=True) for o in n_classes)
-        else: n_classes = _count('n_classes', n_classes, none=True)
+        self.mode,self.prob = one_of('mode', mode, MODES),number('prob', prob, 0, 1)
+        self.label_smoothing = number('label_smoothing', label_smoothing, 0, 1, below=True)
+        self.interpolate_loss = one_of('interpolate_loss', interpolate_loss, (None,True,False))
+        if isinstance(n_classes, (tuple,list,L)) and len(n_classes): n_classes = tuple(whole_number('n_classes', o, none=True) for o in n_classes)
+        else: n_classes = whole_number('n_classes', n_classes, none=True)
         if schedule is not None and not callable(schedule): raise ValueError(
             f"schedule={schedule!r}: must be None or a function of the progress in [0,1], such as one from fastmix.schedule")
-        self.n_classes,self.schedule,self.rng,self.ahead = n_classes,schedule,None,Ahead()
+        self.n_classes,self.schedule,self.rng = n_classes,schedule,None
         self._init_state()
 
     def _init_state(self): self.plan,self.mixed,self._n_classes,self._smooth,self.now = None,None,None,0.,None
@@ -66,9 +70,7 @@ class MixHandler(Callback):
         "What to do with a batch; every method writes its own, with `self.rng` for randomness"
         raise NotImplementedError(f"{type(self).__name__} must define draw(n, size, prob, strength)")
 
-    def _ahead(self, draw, n, **kwargs): return self.ahead(self.rng, draw, n, self.mode, **kwargs)
-
-    def blend(self, x, plan, source=None): return blend(x, plan if plan.fits(x) else plan.plain, source=source)
+    def blend(self, x, plan, source=None): return blend(x, plan if plan.matches_dims(x) else plan.labels_only, source=source)
 
     @property
     def lam(self)->Tensor:
@@ -85,7 +87,7 @@ class MixHandler(Callback):
 @patch
 def before_fit(self:MixHandler):
     "Seed the generator and check the loss"
-    self.rng,self.ahead,self.plan,self.mixed,self._n_classes = make_rng(stream=(rank_distrib(),)),Ahead(),None,None,None
+    self.rng,self.plan,self.mixed,self._n_classes = make_rng(stream=(rank_distrib(),)),None,None,None
     self._smooth = self._smoothing()
 
 @patch
@@ -118,7 +120,7 @@ def _now(self:MixHandler):
     "Chance and strength of mixing at this point of the run"
     prob,strength,learn = self.prob,1.,self.learn
     if self.schedule is not None and 'lr_finder' not in vars(learn):
-        p,strength = _factors(self.schedule, learn.pct_train, learn.n_epoch)
+        p,strength = factors(self.schedule, learn.pct_train, learn.n_epoch)
         prob *= p
     self.__dict__['now'] = prob,strength
     return prob,strength
@@ -156,11 +158,11 @@ _Target = namedtuple('_Target', 'mixed own partner lam', defaults=(None,None))
 @patch
 def _target(self:MixHandler, y, plan, i, label_smoothing, source=None):
     "What becomes of target `i`; `source`: where partners come from if not from `y`"
-    if has_place(y, plan): return _Target(*mix_map(y, plan, source, soft=len(self.learn.yb)==1))
-    partner,kind = None if source is None else plan.take(source),target_kind(y)
-    if kind=='map': return _Target(y, y, partner)
+    if is_dense_target(y, plan): return _Target(*mix_dense_target(y, plan, source, soft=len(self.learn.yb)==1))
+    partner,kind = None if source is None else plan.partners_of(source),target_kind(y)
+    if kind=='dense': return _Target(y, y, partner)
     c = self._classes(i) if kind=='category' else 1
-    return _Target(mix_number(y, plan, source) if c==1 else mix_one_hot(y, plan, c, label_smoothing, source), y, partner)
+    return _Target(mix_continuous(y, plan, source) if c==1 else mix_one_hot(y, plan, c, label_smoothing, source), y, partner)
 
 # %% ../nbs/callbacks/03_handler.ipynb #e59db2b0
 @patch
@@ -212,14 +214,14 @@ def after_batch(self:MixHandler):
     d = self.__dict__
     if d['mixed'] is None: return
     if getattr(getattr(self.learn, 'recorder', None), 'train_metrics', False):
-        self.learn.yb = tuple(dominant(t.own, d['plan'], t.partner) for t in d['mixed'][1])
+        self.learn.yb = tuple(majority_target(t.own, d['plan'], t.partner) for t in d['mixed'][1])
     d['mixed'] = None
 
 # %% ../nbs/callbacks/03_handler.ipynb #50ea93d1
 @patch
 def state_dict(self:MixHandler)->dict:
-    "The state of the generator and of what is drawn ahead, as text and numbers"
-    return {} if self.rng is None else dict(rng=_plain_state(self.rng.bit_generator.state), ahead=self.ahead.__getstate__())
+    "The state of the generator"
+    return {} if self.rng is None else dict(rng=self.rng.bit_generator.state)
 
 @patch
 def load_state_dict(self:MixHandler,
@@ -228,12 +230,7 @@ def load_state_dict(self:MixHandler,
     "Continue with this state"
     if 'rng' not in state: return
     if self.rng is None: self.rng = make_rng(0)
-    self.rng.bit_generator.state,self.ahead = _big_ints(state['rng']),Ahead()
-    self.ahead.__setstate__(state.get('ahead', {}))
-
-def _plain_state(s):
-    if isinstance(s, dict): return {k:_plain_state(v) for k,v in s.items()}
-    return str(s) if isinstance(s, int) and s>2**62 else s
+    self.rng.bit_generator.state = _big_ints(state['rng'])
 
 def _big_ints(s):
     if isinstance(s, dict): return {k:_big_ints(v) for k,v in s.items()}

@@ -17,8 +17,11 @@ from fastai.torch_core import get_model
 from fastcore.foundation import L
 from torch import Tensor, nn
 
-from .blend import _retype, blend
-from .draw import _number, column, draw_mixup
+from .blend import blend
+from .tensors import retype
+from .checks import number
+from .draw import draw_mixup
+from .tensors import per_sample
 from .handler import MixHandler
 from .tracing import _Place, _Spot, _check_model, _choose, _input_place, _is_a, _is_embedding, _look, _reaches, _refuse
 
@@ -88,11 +91,11 @@ def _texts(xb): return [i for i,o in enumerate(xb) if not o.is_floating_point() 
 class _Tokens:
     "Tokens `ids` (n,length) with padding filled up, and the shares of the own and of the partner's embedding at each position"
     def __init__(self, ids, plan, pad, chunk=None):
-        x,lam = ids.as_subclass(Tensor),column(plan.lam, ids)
+        x,lam = ids.as_subclass(Tensor),per_sample(plan.lam, ids)
         own = x!=pad
-        other = plan.take(own) & (lam<1)
+        other = plan.partners_of(own) & (lam<1)
         if chunk: other = other & own[:,::chunk].repeat_interleave(chunk, 1)[:,:x.shape[1]]
-        self.ids = _retype(torch.where(other & ~own, plan.take(x), x), ids)
+        self.ids = retype(torch.where(other & ~own, plan.partners_of(x), x), ids)
         self.own = torch.where(own, lam, torch.where(other, 1-lam, torch.ones_like(lam)))
         self.partner = (1-lam)*(own & other)
 
@@ -100,7 +103,7 @@ class _Tokens:
         "Blend `x` (m,k,d), the embeddings of tokens `start` to `start+k` of the first m texts"
         m,k = x.shape[:2]
         own,partner = (w[:m,start:start+k,None].to(x.dtype) for w in (self.own,self.partner))
-        return own*x + partner*plan.take(F.pad(x, (0,0,0,0,0,plan.n-m)))[:m]
+        return own*x + partner*plan.partners_of(F.pad(x, (0,0,0,0,0,plan.n-m)))[:m]
 
 # %% ../nbs/callbacks/06_manifold.ipynb #9af59095
 class _Hook:
@@ -165,7 +168,7 @@ class ManifoldMixUp(MixHandler):
         *, mode:str='elem', **kwargs # As `MixHandler`
     ):
         super().__init__(mode=mode, **kwargs)
-        self.alpha,self.layers = _number('alpha', alpha),_layers(layers)
+        self.alpha,self.layers = number('alpha', alpha),_layers(layers)
 
     def _init_state(self):
         super()._init_state()
@@ -174,7 +177,7 @@ class ManifoldMixUp(MixHandler):
     @property
     def layer(self): return self._layer if self.plan is not None and self.plan.mixes else None
 
-    def draw(self, n, size, prob, strength=1.): return self._ahead(draw_mixup, n, alpha=self.alpha, prob=prob, strength=strength)
+    def draw(self, n, size, prob, strength=1.): return draw_mixup(self.rng, n, mode=self.mode, alpha=self.alpha, prob=prob, strength=strength)
 
     def before_fit(self):
         super().before_fit()

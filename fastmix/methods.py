@@ -8,13 +8,16 @@ Docs: https://fastmix.github.io/fastmix/callbacks/methods.html.md"""
 __all__ = ['MixUp', 'CutMix', 'CutMixUp', 'ResizeMix', 'FMix', 'RecursiveMix']
 
 # %% ../nbs/callbacks/04_methods.ipynb #059e014d
+from dataclasses import replace
+
 from fastcore.basics import patch
 
-from .blend import has_place
+from .target import is_dense_target
 from .draw import draw_cutmix, draw_cutmixup, draw_fmix, draw_mixup, draw_recursivemix, draw_resizemix
-from .draw import _minmax, _number, _one_of
+from .checks import min_max, number, one_of
 from .handler import MixHandler
-from .target import close_partners, target_kind
+from .partners import close_partners
+from .target import target_kind
 
 # %% ../nbs/callbacks/04_methods.ipynb #555b33de
 class MixUp(MixHandler):
@@ -27,14 +30,14 @@ class MixUp(MixHandler):
         **kwargs # As `MixHandler`
     ):
         super().__init__(mode=mode, **kwargs)
-        self.alpha,self.partner = _number('alpha', alpha),_one_of('partner', partner, ('random','close'))
-        self.bandwidth = bandwidth if bandwidth is None else _number('bandwidth', bandwidth, 1e-12)
+        self.alpha,self.partner = number('alpha', alpha),one_of('partner', partner, ('random','close'))
+        self.bandwidth = bandwidth if bandwidth is None else number('bandwidth', bandwidth, 1e-12)
         if partner=='close' and mode=='pair': raise ValueError(
             "partner='close' chooses for each sample, mode='pair' for two at once: use mode='elem' or 'batch'")
         if bandwidth and partner!='close': raise ValueError(f"bandwidth={bandwidth!r} has a meaning only with partner='close'")
 
     def draw(self, n, size, prob, strength=1.):
-        plan = self._ahead(draw_mixup, n, alpha=self.alpha, prob=prob, strength=strength)
+        plan = draw_mixup(self.rng, n, mode=self.mode, alpha=self.alpha, prob=prob, strength=strength)
         return plan if self.partner=='random' or not plan.mixes else self._choose(plan)
 
 # %% ../nbs/callbacks/04_methods.ipynb #2c08775e
@@ -43,8 +46,7 @@ def _choose(self:MixUp, plan):
     "`plan` with partners drawn by the closeness of their targets"
     y = next((o for o in self.learn.yb if o.is_floating_point()), None)
     if y is None: raise ValueError("partner='close' compares targets as numbers, but they are whole numbers, classes: use partner='random'")
-    plan.partner = close_partners(y, int(self.rng.integers(2**62)), self.bandwidth)
-    return plan
+    return replace(plan, partner=close_partners(y, int(self.rng.integers(2**62)), self.bandwidth))
 
 # %% ../nbs/callbacks/04_methods.ipynb #7301ec3e
 def _check_size(self, size):
@@ -60,11 +62,11 @@ class CutMix(MixHandler):
         *, mode:str='batch', **kwargs # As `MixHandler`
     ):
         super().__init__(mode=mode, **kwargs)
-        self.alpha,self.minmax,self.correct_lam = _number('alpha', alpha),_minmax(minmax),_one_of('correct_lam', correct_lam, (True,False))
+        self.alpha,self.minmax,self.correct_lam = number('alpha', alpha),min_max('minmax', minmax),one_of('correct_lam', correct_lam, (True,False))
 
     def draw(self, n, size, prob, strength=1.):
         _check_size(self, size)
-        return self._ahead(draw_cutmix, n, size=size, alpha=self.alpha, minmax=self.minmax, correct_lam=self.correct_lam,
+        return draw_cutmix(self.rng, n, mode=self.mode, size=size, alpha=self.alpha, minmax=self.minmax, correct_lam=self.correct_lam,
                            prob=prob, strength=strength)
 
 # %% ../nbs/callbacks/04_methods.ipynb #22c04a96
@@ -79,13 +81,13 @@ class CutMixUp(MixHandler):
         *, mode:str='elem', **kwargs # As `MixHandler`
     ):
         super().__init__(mode=mode, **kwargs)
-        self.mix_alpha,self.cut_alpha = _number('mix_alpha', mix_alpha),_number('cut_alpha', cut_alpha)
-        self.switch_prob,self.minmax = _number('switch_prob', switch_prob, 0, 1),_minmax(minmax)
-        self.correct_lam = _one_of('correct_lam', correct_lam, (True,False))
+        self.mix_alpha,self.cut_alpha = number('mix_alpha', mix_alpha),number('cut_alpha', cut_alpha)
+        self.switch_prob,self.minmax = number('switch_prob', switch_prob, 0, 1),min_max('minmax', minmax)
+        self.correct_lam = one_of('correct_lam', correct_lam, (True,False))
 
     def draw(self, n, size, prob, strength=1.):
         _check_size(self, size)
-        return self._ahead(draw_cutmixup, n, size=size, mix_alpha=self.mix_alpha, cut_alpha=self.cut_alpha, switch_prob=self.switch_prob,
+        return draw_cutmixup(self.rng, n, mode=self.mode, size=size, mix_alpha=self.mix_alpha, cut_alpha=self.cut_alpha, switch_prob=self.switch_prob,
                            minmax=self.minmax, correct_lam=self.correct_lam, prob=prob, strength=strength)
 
 # %% ../nbs/callbacks/04_methods.ipynb #45282d65
@@ -96,11 +98,11 @@ class ResizeMix(MixHandler):
         *, mode:str='elem', **kwargs # As `MixHandler`
     ):
         super().__init__(mode=mode, **kwargs)
-        self.scope = _minmax(scope, 'scope', none=False)
+        self.scope = min_max('scope', scope, none=False)
 
     def draw(self, n, size, prob, strength=1.):
         _check_size(self, size)
-        return self._ahead(draw_resizemix, n, size=size, scope=self.scope, prob=prob, strength=strength)
+        return draw_resizemix(self.rng, n, mode=self.mode, size=size, scope=self.scope, prob=prob, strength=strength)
 
 class FMix(MixHandler):
     "[FMix](https://arxiv.org/abs/2002.12047): a cloud of each sample kept, the rest replaced by its partner's"
@@ -111,7 +113,7 @@ class FMix(MixHandler):
         *, mode:str='elem', **kwargs # As `MixHandler`
     ):
         super().__init__(mode=mode, **kwargs)
-        self.alpha,self.decay,self.max_soft = _number('alpha', alpha),_number('decay', decay),_number('max_soft', max_soft, 0, .5)
+        self.alpha,self.decay,self.max_soft = number('alpha', alpha),number('decay', decay),number('max_soft', max_soft, 0, .5)
 
     def draw(self, n, size, prob, strength=1.):
         _check_size(self, size)
@@ -126,7 +128,7 @@ class RecursiveMix(MixHandler):
         *, mode:str='elem', **kwargs # As `MixHandler`
     ):
         super().__init__(mode=mode, **kwargs)
-        self.alpha = _number('alpha', alpha, 0, 1)
+        self.alpha = number('alpha', alpha, 0, 1)
 
     def _init_state(self):
         super()._init_state()
@@ -159,6 +161,6 @@ def _blend_inputs(self:RecursiveMix, xb, plan):
 def _target(self:RecursiveMix, y, plan, i, label_smoothing):
     if not plan.mixes: return MixHandler._target(self, y, plan, i, label_smoothing)
     source = self.memory[1][i]
-    if target_kind(y)=='map' and not has_place(y, plan): raise ValueError(
+    if target_kind(y)=='dense' and not is_dense_target(y, plan): raise ValueError(
         f"target {i} has shape {tuple(y.shape)}, whole numbers but not a mask: RecursiveMix cannot add them up; use another mix")
     return MixHandler._target(self, y, plan, i, label_smoothing, source)

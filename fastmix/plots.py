@@ -18,7 +18,8 @@ from fastai.learner import Learner
 from fastcore.foundation import L
 from matplotlib.ticker import MaxNLocator
 
-from .callback import _factors, _number
+from .schedule import factors
+from .checks import number
 from .draw import draw_lam, make_rng
 from .recipe import LONG
 
@@ -31,7 +32,7 @@ def plot_lam(
     figsize:tuple=(5,3), # Inches
 ): # The axes
     "Histogram of mixing weights for one or several alphas"
-    alphas = [_number('alphas', a) for a in (alphas if isinstance(alphas, (list,tuple,L,np.ndarray)) else [alphas])]
+    alphas = [number('alphas', a) for a in (alphas if isinstance(alphas, (list,tuple,L,np.ndarray)) else [alphas])]
     if ax is None: _,ax = plt.subplots(figsize=figsize)
     rng = make_rng(0)
     kw = dict(bins=60, range=(.5 if fold else 0,1), density=True, histtype='step', lw=1.5)
@@ -54,9 +55,9 @@ def planned_run(
 )->pd.DataFrame: # Columns `epoch`, `lr`, `mom`, `mix_prob` and, if the schedule changes it, `mix_strength`; a row for each step
     "The course of a `fit_long`, without training"
     if isinstance(lr_max, slice): lr_max = lr_max.stop
-    pct,prob = np.arange(n_epoch*steps)/(n_epoch*steps),_number('prob', prob, 0, 1)
+    pct,prob = np.arange(n_epoch*steps)/(n_epoch*steps),number('prob', prob, 0, 1)
     lr,mom = (combined_cos(pct_start, *o) for o in ((lr_max/div, lr_max, lr_max/div_final), moms))
-    mix = np.array([_factors(schedule, p, n_epoch) if schedule else (1.,1.) for p in pct])
+    mix = np.array([factors(schedule, p, n_epoch) if schedule else (1.,1.) for p in pct])
     res = pd.DataFrame(dict(epoch=pct*n_epoch, lr=[lr(p) for p in pct], mom=[mom(p) for p in pct], mix_prob=prob*mix[:,0]))
     return res if (mix[:,1]==1).all() else res.assign(mix_strength=mix[:,1])
 

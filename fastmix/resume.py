@@ -18,14 +18,13 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 
 import fastmix.patches
-from .checkpoint.files import (FolderInUse,archive,checkpoint_files,lock_folder,newest_checkpoint,read_checkpoint,
-    unlock_folder,write_checkpoint)
-from .checkpoint.fingerprint import diff_runs,fingerprint,same_value
-from .checkpoint.history import RunHistory,drop_stale_loggers,show_rows
-from .checkpoint.parts import describe,loaders_of,named_callbacks,settings_of
-from .checkpoint.serialize import from_plain,to_plain
-from .checkpoint.state import global_state,rank_state,set_global_state,set_rank_state
-from .rank import all_gather,on_rank_zero,rank
+from .checkpoint.files import FolderInUse, archive, checkpoint_files, lock_folder, newest_checkpoint, read_checkpoint, unlock_folder, write_checkpoint
+from .checkpoint.fingerprint import diff_runs, fingerprint, same_value
+from .checkpoint.history import RunHistory, drop_stale_loggers, show_rows
+from .checkpoint.parts import describe, loaders_of, named_callbacks, settings_of
+from .checkpoint.serialize import from_plain, to_plain
+from .checkpoint.state import global_state, rank_state, set_global_state, set_rank_state
+from .rank import all_gather, on_rank_zero, rank
 
 # %% ../nbs/runs/06_resume.ipynb #38f71d55
 _all_ = ['FolderInUse', 'newest_checkpoint', 'read_checkpoint', 'write_checkpoint'] # they live in `checkpoint`, and are imported from here

@@ -23,9 +23,11 @@ from fastcore.foundation import L
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from .blend import has_place
-from .callback import MixHandler, RecursiveMix
-from .draw import Ahead, Plan, make_rng
+from .target import is_dense_target
+from .handler import MixHandler
+from .methods import RecursiveMix
+from .draw import make_rng
+from .plan import Plan
 from .plots import planned_run, plot_lam, plot_run, plot_schedule
 from .target import target_kind
 
@@ -96,7 +98,7 @@ def _preview(learn, b, seed):
         xb,yb,cbs,res = learn.xb,learn.yb,_handlers(learn),[]
         for cb in cbs: cb.__dict__['run'] = False
         for i,cb in enumerate(cbs):
-            cb.__dict__.update(rng=make_rng(seed, (i,)), ahead=Ahead(), run=True, schedule=None)
+            cb.__dict__.update(rng=make_rng(seed, (i,)), run=True, schedule=None)
             if isinstance(cb, RecursiveMix): cb.__dict__['memory'] = None
             for k in ((1,-1,1) if isinstance(cb, RecursiveMix) else (1,)):
                 learn.xb,learn.yb = (xb,yb) if k>0 else (tuple(o.flip(0) for o in b) for b in (xb,yb))
@@ -128,7 +130,7 @@ def _range(x):
 
 def _masks(y, x):
     "Masks (n,H,W) for pictures `x`, else `None`"
-    return y.detach().cpu().as_subclass(Tensor) if target_kind(y)=='map' and y.ndim==3 and y.shape[1:]==x.shape[2:] else None
+    return y.detach().cpu().as_subclass(Tensor) if target_kind(y)=='dense' and y.ndim==3 and y.shape[1:]==x.shape[2:] else None
 
 # %% ../nbs/pictures/01_show.ipynb #85dc14ef
 def _outline(ax, box):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from .blend import check_input
-from .probe import _evaluating
+from .probe import evaluating
 
 # %% ../nbs/callbacks/05_tracing.ipynb #665dcf61
 _Seen = namedtuple('_Seen', 'kind shape node') # what a layer was given or gave; `kind`: 'float', another dtype, or the name of a type
@@ -51,7 +51,7 @@ def _run(model, xb):
             if len(out)==2: sources.append((m, _node(out)))
         calls.append(_Call(names[m], m, into.pop(), _seen(out)))
         if new: return out
-    with _evaluating(model), torch.enable_grad():
+    with evaluating(model), torch.enable_grad():
         xb = [torch.cat([o[:1],o[-1:]]) for o in xb]
         xb = [_fresh(o) if o.is_floating_point() else o for o in xb]
         sources += [(i, _node(o)) for i,o in enumerate(xb) if o.requires_grad and o.numel()]

@@ -37,13 +37,15 @@ from fastcore.imports import noop
 from fastcore.script import call_parse, is_cli
 from safetensors.torch import save_model
 
-from .callback import CutMix, CutMixUp, MixUp
+from .methods import CutMix, CutMixUp, MixUp
 from .data import BadArgument, check_folder, digit_dls, folder_dls
-from .draw import MODES, _count, _minmax, _number, _one_of
+from .checks import min_max, number, one_of, whole_number
+from .draw import MODES
 from .models import arch_names, make_model, small_resnet
 from .plots import plot_run
 from .recipe import LONG
-from .resume import FolderInUse, OtherRun
+from .checkpoint.files import FolderInUse
+from .resume import OtherRun
 from .runs import _check_out, _checksum, _complete, _done, _replace, run_folder
 from .schedule import hesitation, off_after, warm_up
 import fastmix.show
@@ -82,17 +84,17 @@ def _check_args(
     a:dict, # Arguments of `train_cli`
 ):
     "Raise `BadArgument` for a value out of range"
-    for k in ('mixup','cutmix'): _option(f'--{k}', _number, a[k])
-    for k in ('mixup_prob','mixup_switch_prob'): _option('--'+k.replace('_','-'), _number, a[k], 0, 1)
-    _option('--cutmix-minmax', lambda name,v: _minmax(v, name), a['cutmix_minmax'])
-    _option('--smoothing', _number, a['smoothing'], 0, 1, below=True)
-    for k in ('epochs','bs','size'): _option(f'--{k}', _count, a[k])
-    for k in ('mixup_off_epoch','workers','seed'): _option('--'+k.replace('_','-'), _count, a[k], lo=0)
+    for k in ('mixup','cutmix'): _option(f'--{k}', number, a[k])
+    for k in ('mixup_prob','mixup_switch_prob'): _option('--'+k.replace('_','-'), number, a[k], 0, 1)
+    _option('--cutmix-minmax', min_max, a['cutmix_minmax'])
+    _option('--smoothing', number, a['smoothing'], 0, 1, below=True)
+    for k in ('epochs','bs','size'): _option(f'--{k}', whole_number, a[k])
+    for k in ('mixup_off_epoch','workers','seed'): _option('--'+k.replace('_','-'), whole_number, a[k], lo=0)
     for k in ('lr','clip'): _option(f'--{k}', _above_0, a[k])
-    _option('--wd', _number, a['wd'])
-    _option('--ema', _number, a['ema'], 0, 1, below=True)
+    _option('--wd', number, a['wd'])
+    _option('--ema', number, a['ema'], 0, 1, below=True)
     for k,allowed in dict(mixup_mode=MODES, opt=list(_OPTS), schedule=list(_SCHEDULES), amp=('fp16','bf16')).items():
-        _option('--'+k.replace('_','-'), _one_of, a[k], allowed)
+        _option('--'+k.replace('_','-'), one_of, a[k], allowed)
     if a['compare'] and not _mix(a): raise BadArgument("--compare: nothing is mixed, so there is nothing to compare with; leave it out")
 
 def _mix(a): return mix_cbs(a['mixup'], a['cutmix'], a['cutmix_minmax'], a['mixup_prob'], a['mixup_switch_prob'], a['mixup_mode'])

@@ -16,8 +16,8 @@ from sklearn.datasets import load_diabetes
 from torch import nn
 from fastmix.callback import *
 from fastmix.draw import *
+from fastmix.plan import *
 from fastmix.loss import MixedLoss
-from fastmix.plan import Plan
 from fastmix.partners import close_partners
 from digits import digits
 from kinds import C, KINDS, METHODS, N, Batches, Words, attempt, per_pixel, saved, table

@@ -45,7 +45,7 @@ def data(kind):
     g = torch.Generator().manual_seed(0)
     pred = torch.randn(N, C, generator=g)
     y = torch.randint(0, C, (N,), generator=g)
-    if kind=='number':
+    if kind=='continuous':
         y = torch.rand(N, C, generator=g); y = y/y.sum(1, keepdim=True)
     if kind=='multi': y = (torch.rand(N, C, generator=g)>.5)
     return pred.requires_grad_(), y

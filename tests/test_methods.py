@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastmix.blend import *
 from fastmix.callback import *
 from fastmix.draw import *
+from fastmix.plan import *
 from slow import slow, slow_move
 
 # --- blend

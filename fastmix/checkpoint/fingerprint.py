@@ -19,7 +19,7 @@ from fastai.torch_core import get_model
 from fastcore.foundation import L
 from torch import Tensor
 
-from .parts import describe,loaders_of,named_callbacks,schedule_values,settings_of
+from .parts import describe, loaders_of, named_callbacks, schedule_values, settings_of
 from ..rank import world_size
 
 # %% ../../nbs/runs/03_fingerprint.ipynb #778868cb

@@ -19,8 +19,8 @@ from fastcore.foundation import L
 from pathlib import Path
 from torch import Tensor
 
-from .parts import generators_in,loaders_of,loss_module,named_callbacks,params_of
-from .serialize import cpu_copy,from_plain,has_state,plain_attrs,to_plain
+from .parts import generators_in, loaders_of, loss_module, named_callbacks, params_of
+from .serialize import cpu_copy, from_plain, has_state, plain_attrs, to_plain
 
 # %% ../../nbs/runs/04_state.ipynb #edf60e48
 def random_state():
