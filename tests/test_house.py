@@ -208,9 +208,9 @@ def test_imports_apart(m):
 # --- public names
 
 def public_names(m):
-    "`(name, object)` of what module `m` offers: what it exports, the public methods of its own classes, and those that it patches into others'"
+    "`(name, object)` of what module `m` defines for others: functions, classes with their public methods, and what it patches into classes of others"
     o = importlib.import_module(f'fastmix.{m}')
-    for nm in o.__all__:
+    for nm in set(o.__all__) & defined(m):
         c = getattr(o, nm)
         yield nm,c
         if not inspect.isclass(c): continue
