@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights
+"""Exponential moving average of the weights, validated beside the weights themselves
 
 Docs: https://fastmix.github.io/fastmix/callbacks/ema.html.md"""
 
@@ -7,7 +7,7 @@ Docs: https://fastmix.github.io/fastmix/callbacks/ema.html.md"""
 # %% auto #0
 __all__ = ['EMA_SHARE', 'EMA', 'n_steps', 'same_random']
 
-# %% ../nbs/callbacks/08_ema.ipynb #db33de39
+# %% ../nbs/callbacks/08_ema.ipynb #41133bee
 import random
 from contextlib import contextmanager
 from copy import copy
@@ -22,11 +22,8 @@ from fastcore.basics import Self, patch
 from fastcore.foundation import L
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from .callback import _number
-from .schedule import _add_columns
-
-# %% ../nbs/callbacks/08_ema.ipynb #c8d3e385
-EMA_SHARE = .04 # how much of the run the average looks back over
+from .checks import number
+from .record import add_columns
 
 # %% ../nbs/callbacks/08_ema.ipynb #7528a284
 def _state(model):
@@ -50,6 +47,8 @@ def _copy_to(now, new):
     for k,o in now.items(): o.copy_(new[k])
 
 # %% ../nbs/callbacks/08_ema.ipynb #9a7dcd35
+EMA_SHARE = .04 # of the run, which the average looks back over
+
 class EMA(Callback):
     "Exponential moving average of the weights, validated beside the weights themselves"
     order,run_valid,remove_on_fetch = 55,False,True
@@ -59,7 +58,7 @@ class EMA(Callback):
         swap:bool=True, # Does the model get the averaged weights when the fit ends? If not, they are there for `averaged`
         validate:bool=True, # Validate the averaged weights after each epoch, in columns of their own?
     ):
-        self.decay = None if decay is None else _number('decay', decay, 0, 1, below=True)
+        self.decay = None if decay is None else number('decay', decay, 0, 1, below=True)
         self.swap,self.validate = swap,validate
         self._init_state()
 
@@ -70,7 +69,7 @@ class EMA(Callback):
         self.run,self._new = 'lr_finder' not in vars(self.learn),True
         rec = vars(self.learn).get('recorder')
         if self.run and self.validate and rec and rec.valid_metrics:
-            _add_columns(rec, L('valid_loss', *self.learn.metrics.attrgot('name')).map('ema_{}'))
+            add_columns(rec, L('valid_loss', *self.learn.metrics.attrgot('name')).map('ema_{}'))
 
     def before_epoch(self): self._trained = False
 

@@ -20,11 +20,15 @@ from fastai.optimizer import weight_decay
 from fastcore.basics import patch
 from fastcore.foundation import L
 
-from .callback import CutMixUp, MixHandler, MixUp, _factors, _number
+from .schedule import factors
+from .checks import number
+from .handler import MixHandler
+from .methods import CutMixUp, MixUp
 from .ema import EMA, EMA_SHARE, n_steps, same_random
 from .rank import rank
 from .resume import Resume
-from .schedule import MixRecorder, off_after
+from .record import MixRecorder
+from .schedule import off_after
 
 # %% ../nbs/runs/07_recipe.ipynb #ea6ee1ac
 LONG = SimpleNamespace(
@@ -112,10 +116,10 @@ def _check_long(n_epoch, schedule, ema, clip, wd):
     if not isinstance(n_epoch, (int,np.integer)) or n_epoch<1: raise ValueError(f"n_epoch={n_epoch!r}: must be a whole number, 1 or more")
     if schedule is not None and not callable(schedule):
         raise ValueError(f"schedule={schedule!r}: must be None or a function of the progress in [0,1], such as off_after(.85)")
-    for i in range(21 if schedule else 0): _factors(schedule, i/20, n_epoch)
-    if wd not in (None,'auto'): _number('wd', wd)
-    if not _off(clip) and not _number('clip', clip): raise ValueError("clip=0: must be a number above 0, or None not to clip")
-    if not isinstance(ema, (bool,EMA,type(None))): _number('ema', ema, 0, 1, below=True)
+    for i in range(21 if schedule else 0): factors(schedule, i/20, n_epoch)
+    if wd not in (None,'auto'): number('wd', wd)
+    if not _off(clip) and not number('clip', clip): raise ValueError("clip=0: must be a number above 0, or None not to clip")
+    if not isinstance(ema, (bool,EMA,type(None))): number('ema', ema, 0, 1, below=True)
 
 _advised = set()
 

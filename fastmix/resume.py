@@ -19,15 +19,15 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 
 import fastmix.patches
-from .checkpoint.files import (DamagedCheckpoint,FolderInUse,archive,archives,checkpoint_files,first_line,lock_folder,newest_checkpoint,
-    read_checkpoint,shown,unlock_folder,write_checkpoint)
-from .checkpoint.fingerprint import changes,diff_runs,environment,fingerprint,same_value
-from .checkpoint.history import RunHistory,csv_text,drop_stale_loggers,show_rows
-from .checkpoint.parts import check_batches,describe,loaders_of,named_callbacks,settings_of
-from .checkpoint.serialize import from_plain,to_plain
-from .checkpoint.state import (attrs_at_start,global_state,late_objects,not_restored,rank_state,set_global_state,
-    set_rank_state,set_weights)
-from .rank import all_gather,on_rank_zero,rank
+from .checkpoint.files import (DamagedCheckpoint, FolderInUse, archive, archives, checkpoint_files, first_line, lock_folder, newest_checkpoint,
+    read_checkpoint, shown, unlock_folder, write_checkpoint)
+from .checkpoint.fingerprint import changes, diff_runs, environment, fingerprint, same_value
+from .checkpoint.history import RunHistory, csv_text, drop_stale_loggers, show_rows
+from .checkpoint.parts import check_batches, describe, loaders_of, named_callbacks, settings_of
+from .checkpoint.serialize import from_plain, to_plain
+from .checkpoint.state import (attrs_at_start, global_state, late_objects, not_restored, rank_state, set_global_state,
+    set_rank_state, set_weights)
+from .rank import all_gather, on_rank_zero, rank
 
 # %% ../nbs/runs/06_resume.ipynb #38f71d55
 _all_ = ['FolderInUse', 'newest_checkpoint', 'read_checkpoint', 'write_checkpoint'] # they live in `checkpoint`, and are imported from here

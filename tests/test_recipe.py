@@ -14,6 +14,7 @@ from fastmix.callback import *
 from fastmix.ema import *
 from fastmix.recipe import *
 from fastmix.resume import Resume
+from fastmix.record import *
 from fastmix.schedule import *
 
 off = dict(schedule=None, wd=None, ema=None, clip=None, save=None)

@@ -12,9 +12,10 @@ from fastmix import patches
 from fastmix.checkpoint import files
 from fastmix.checkpoint.fingerprint import checksum_items
 from fastmix.checkpoint.history import RunHistory
-from fastmix.checkpoint.serialize import from_plain,to_plain
+from fastmix.checkpoint.serialize import from_plain, to_plain
 from fastmix.checkpoint.state import random_state
-from fastmix.resume import OtherRun,Resume,newest_checkpoint,read_checkpoint,write_checkpoint
+from fastmix.checkpoint.files import newest_checkpoint, read_checkpoint, write_checkpoint
+from fastmix.resume import OtherRun, Resume
 from longrun import *
 
 linux = pytest.mark.skipif(not sys.platform.startswith('linux'), reason='looks into /proc')

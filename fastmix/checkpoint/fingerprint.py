@@ -22,7 +22,7 @@ from fastcore.foundation import L
 from torch import Tensor
 
 from .. import __version__
-from .parts import describe,loaders_of,named_callbacks,only_shows,schedule_values,settings_of
+from .parts import describe, loaders_of, named_callbacks, only_shows, schedule_values, settings_of
 from ..rank import world_size
 
 # %% ../../nbs/runs/03_fingerprint.ipynb #dfb67e28

@@ -22,9 +22,9 @@ from fastai.torch_core import get_model
 from fastcore.foundation import L
 from torch import Tensor,nn
 
-from .parts import (CALLABLES,GENERATORS,loaders_of,loss_module,named_callbacks,objects_in,only_shows,params_of,
-    settings_of,why_not_restored)
-from .serialize import NotThereYet,cpu_copy,from_plain,has_state,is_filled,plain_attrs,set_attrs,to_plain
+from .parts import (CALLABLES, GENERATORS, loaders_of, loss_module, named_callbacks, objects_in, only_shows, params_of,
+    settings_of, why_not_restored)
+from .serialize import NotThereYet, cpu_copy, from_plain, has_state, is_filled, plain_attrs, set_attrs, to_plain
 
 # %% ../../nbs/runs/04_state.ipynb #dcd97260
 def random_state()->dict:
