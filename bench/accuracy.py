@@ -9,9 +9,7 @@ import argparse,functools,json,multiprocessing,os,signal,time,warnings
 from concurrent.futures import ProcessPoolExecutor,as_completed
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from fastai.basics import *
@@ -23,8 +21,10 @@ from fastai.data.transforms import get_image_files
 from sklearn.metrics import accuracy_score,log_loss
 from sklearn.model_selection import train_test_split
 
+import baselines  # gives a learner `fit_timm` and `fit_torchvision`
 from fastmix.all import *
 from fastmix.train import folder_dls,make_model,small_resnet
+from report import BEFORE,key,plot,read,table
 
 RECIPES = dict(
     none='fit_one_cycle(n, lr, wd=wd)',
@@ -33,6 +33,8 @@ RECIPES = dict(
     none_flat='fit_flat_cos(n, lr, wd=wd)',
     fastai_mixup_flat='fit_flat_cos(n, lr, wd=wd, cbs=fastai.MixUp())',
     fastai_cutmix_flat='fit_flat_cos(n, lr, wd=wd, cbs=fastai.CutMix())',
+    timm='fit_timm(n, lr)',
+    torchvision='fit_torchvision(n, lr, wd=wd)',
     fit_long='fit_long(n, lr)')
 
 # --- data
@@ -123,13 +125,7 @@ def quiet():
 
 # --- many runs
 
-KEY = 'data part train epochs bs lr wd arch size flip call seed'.split()
-
-def read(files):
-    "The lines of result files"
-    return [json.loads(o) for f in files if Path(f).exists() for o in Path(f).read_text().splitlines() if o.strip()]
-
-def key(line): return tuple(line[k] for k in KEY)
+TABLE = 'data part train epochs recipe accuracy accuracy_se nll nll_se ece seeds'.split()
 
 def run_all(jobs, parts, out, workers):
     "Run the jobs of which a part is not in `out` yet, several at a time, and add a line for each part as a job ends"
@@ -148,26 +144,6 @@ def run_all(jobs, parts, out, workers):
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-
-def table(rows):
-    "Mean and standard error of each recipe, in percent but for the likelihood"
-    df = pd.DataFrame(rows)
-    df[['accuracy','ece']] *= 100
-    g = df.groupby(['data','part','train','epochs','recipe','call'], sort=False, dropna=False)
-    res = g[['accuracy','nll','ece']].mean().join(g[['accuracy','nll']].sem().add_suffix('_se')).join(g.size().rename('seeds'))
-    return res[['accuracy','accuracy_se','nll','nll_se','ece','seeds']].reset_index()
-
-def plot(t, ax=None):
-    "Accuracy against epochs, with standard errors"
-    ax = ax or plt.subplots(figsize=(7,4.5))[1]
-    for name,d in t.sort_values('epochs').groupby('recipe', sort=False): ax.errorbar(d.epochs, d.accuracy, d.accuracy_se.fillna(0), label=name, marker='o', capsize=3)
-    ticks = sorted(t.epochs.unique())
-    ax.set_xscale('log')
-    ax.set_xticks(ticks, map(str, ticks))
-    ax.minorticks_off()
-    ax.set(xlabel='epochs', ylabel='accuracy, %')
-    ax.legend()
-    return ax
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -195,11 +171,11 @@ def main():
             name,_,call = o.partition('=')
             if not call and name not in RECIPES: p.error(f'--recipes {name}: unknown; one of {", ".join(RECIPES)}, or name=call')
             recipes[name] = call or RECIPES[name]
-        common = dict(path=str(a.data), data=Path(a.data).stem, **{k:vars(a)[k] for k in 'train bs lr wd arch size flip'.split()})
+        common = dict(BEFORE, path=str(a.data), data=Path(a.data).stem, **{k:vars(a)[k] for k in 'train bs lr wd arch size flip'.split()})
         run_all([dict(common, recipe=k, call=v, epochs=n, seed=s) for n in a.epochs for s in a.seeds for k,v in recipes.items()], a.part, a.out, a.workers)
     rows = read(a.table or [a.out])
     t = table(rows)
-    print(t.round(3).drop(columns='call').to_string(index=False))
+    print(t.round(3)[TABLE].to_string(index=False))
     if a.plot: plot(t).figure.savefig(a.plot, dpi=100, bbox_inches='tight')
 
 if __name__=='__main__': main()

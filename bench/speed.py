@@ -279,21 +279,6 @@ def table(rows):
         if isinstance(target, (int,float)): target = f"≤ {target} {'× '+r['of'] if r['ratio'] else 'µs'}"
         print(f"{r['part']:13}{r['case']:57}{r['who']:12}{us:>11}{spread:>22}  {result:45}{target:24}{meets}")
 
-def readme_table(path, kinds=('MixUp batch','MixUp elem','CutMix batch','CutMix elem','CutMixUp elem')):
-    "The table of the README, as Markdown, from a file that `--json` wrote: times × `clone`, a row for each kind of mix and library, contiguous memory"
-    from IPython.display import Markdown
-    with open(path) as f: rows = [r for r in json.load(f)['rows'] if r['part']=='pictures' and r['who']!='limit' and 'channels_last' not in r['shape']]
-    shapes,cells = list(dict.fromkeys(r['shape'] for r in rows)),{}
-    for r in rows:
-        kind = r['kind'].removesuffix(', in place')
-        if kind in kinds: cells[kind,r['who'],'place' in r['kind'],r['shape']] = r['clones']
-    res = ['| mix | library | ' + ' | '.join(shapes) + ' |', '|---'*(2+len(shapes)) + '|']
-    for kind in kinds:
-        for who in sorted({k[1:3] for k in cells if k[0]==kind}, key=lambda o: (o[1], o[0]!='fastmix', o[0])):
-            values = (f'{cells[(kind,*who,o)]:.1f}' if (kind,*who,o) in cells else '–' for o in shapes)
-            res.append(f"| {kind} | {who[0]}{', in place' if who[1] else ''} | {' | '.join(values)} |")
-    return Markdown('\n'.join(res))
-
 def plot(rows, path):
     "Bars of each kind of mix, a panel a shape, one colour a library"
     import matplotlib

@@ -1,6 +1,6 @@
 """Every method on every kind of data: what works, and why the rest does not.
 
-`python tests/kinds.py` tries them all and writes the table into `nbs/13_kinds.ipynb`; `tests/test_data_kinds.py` tries them again and compares."""
+`python tests/kinds.py` tries them all and writes the table into `nbs/kinds.ipynb`; `tests/test_data_kinds.py` tries them again and compares."""
 import copy, json, warnings
 from functools import partial
 import torch, torch.nn.functional as F
@@ -121,11 +121,11 @@ BEGIN,END = '<!-- table: python tests/kinds.py -->','<!-- end of table -->'
 
 def saved():
     "The table as it stands in the notebook"
-    src = next(text(c['source']) for c in load(nbs/'13_kinds.ipynb')['cells'] if BEGIN in text(c['source']))
+    src = next(text(c['source']) for c in load(nbs/'kinds.ipynb')['cells'] if BEGIN in text(c['source']))
     return src.split(BEGIN)[1].split(END)[0].strip()
 
 def write():
-    path = nbs/'13_kinds.ipynb'
+    path = nbs/'kinds.ipynb'
     nb = load(path)
     for c in nb['cells']:
         src = text(c['source'])

@@ -1,13 +1,15 @@
-"The comparison of accuracy: its data, its measures, and that what is finished is not run again. The figures themselves are nobody's test."
-import json,subprocess,sys
+"The comparison of accuracy: its data, its measures, that what is finished is not run again, and that the pages say what the result files say."
+import ast,io,json,re,subprocess,sys
+from contextlib import redirect_stdout
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from house import root
+from house import directives, load, nbs, root, text
 
 sys.path.append(str(root/'bench'))
 import accuracy as bench
+import report
 from sklearn.datasets import load_digits
 
 @pytest.fixture(scope='module')
@@ -95,3 +97,74 @@ def test_clipart(tmp_path):
     im = Image.open(tmp_path/'a'/'train'/'birds'/'000.png')
     assert im.size==(160,80) and im.mode=='RGB' and im.getpixel((159,79))==(255,255,255)
     assert make('a').returncode==2 and 'exists' in make('a').stderr
+
+# --- what the pages say
+
+def replay(cells):
+    "Run code cells; yields each with what it prints and shows as text. Cells that train or import more than the report have no place here"
+    scope = {}
+    for c in cells:
+        *body,last = ast.parse(text(c['source'])).body
+        shown = isinstance(last, ast.Expr)
+        said = io.StringIO()
+        with redirect_stdout(said):
+            exec(compile(ast.Module([*body, *([] if shown else [last])], []), c['id'], 'exec'), scope)
+            value = eval(compile(ast.Expression(last.value), c['id'], 'eval'), scope) if shown else None
+        yield c, said.getvalue()+(value._repr_markdown_() if hasattr(value, '_repr_markdown_') else '')
+
+def saved(cell):
+    "What a cell of a notebook shows, pictures left out"
+    return ''.join(text(o.get('text') or o['data'].get('text/markdown', '')) for o in cell['outputs'])
+
+FIGURES = dict(evidence='1d8b18bf', index='1d8b18bf') # pages, and the first of their cells from which on all figures come from result files
+
+@pytest.mark.parametrize('page', FIGURES)
+def test_pages_say_what_the_files_say(page, monkeypatch):
+    "Each table, and each sentence with a figure in it, is what its cell makes of the result files today; the hidden cells hold the text to them"
+    monkeypatch.chdir(nbs)
+    cells = load(nbs/f'{page}.ipynb')['cells']
+    cells = [c for c in cells[[c['id'] for c in cells].index(FIGURES[page]):] if c['cell_type']=='code']
+    n = 0
+    for c,now in replay(cells):
+        n += bool(now)
+        assert now==saved(c), f'{page}, cell {c["id"]} is behind the result files: run the notebook again'
+    assert n >= 3
+
+def test_no_figure_is_typed():
+    "Results in the text of the evidence come from cells; what stands in markdown are settings"
+    for c in load(nbs/'evidence.ipynb')['cells']:
+        if c['cell_type']!='markdown': continue
+        prose = re.sub(r'```.*?```|`[^`]*`|\]\([^)]*\)', '', text(c['source']), flags=re.S)
+        found = re.findall(r'\d+\.\d+|±\s*\d|\d\s+points', prose)
+        assert not found, f"{c['id']}: {found}"
+
+def lines(recipe, accuracies, **kwargs):
+    return [dict(report.BEFORE, data='d', part='test', train=9, epochs=80, bs=1, lr=1., wd=0., arch='a', size=8, flip=True, recipe=recipe, call=recipe,
+                 seed=s, accuracy=a, nll=1-a, ece=.1, **kwargs) for s,a in enumerate(accuracies)]
+
+def test_leads():
+    "The lead is over runs with the same seed"
+    rows = lines('fit_long', [.7,.8,.9])+lines('none', [.6,.6])
+    mean,se,n = report.lead(rows, 'none')
+    assert abs(mean-15)<1e-9 and abs(se-5)<1e-9 and n==2
+    assert report.say_lead(rows, 'none')=='15.0 ± 5.0 points above no mixing (2 seeds)'
+    assert report.say_lead(rows, 'none', by='nll')=='0.150 ± 0.050 below no mixing (2 seeds)'
+    t = report.table(rows).set_index('recipe')
+    assert abs(t.accuracy['none']-60)<1e-9 and t.seeds['fit_long']==3 and abs(t.accuracy_se['fit_long']-100*np.std([.7,.8,.9], ddof=1)/3**.5)<1e-9
+    assert abs(report.chance_error(90, 900)-1)<1e-9
+    assert report.better(report.table(lines('fastai_mixup', [.5])+lines('fastai_cutmix', [.6])))=='fastai_cutmix'
+
+@pytest.mark.parametrize('draw', [report.plot, report.ranking])
+def test_points_of_one_seed_are_hollow(draw):
+    ax = draw(report.table(lines('fit_long', [.7,.8])+lines('none', [.6])))
+    shown = {tuple(np.round(p, 4)): o.get_markerfacecolor() for o in ax.lines if o.get_marker()=='o' for p in np.column_stack(o.get_data())}
+    k = 1 if draw is report.plot else 0
+    hollow = {round(p[k]):c=='white' for p,c in shown.items()}
+    assert hollow=={75:False, 60:True}
+
+def test_each_line_is_one_run():
+    "No file holds a run twice, and each line has what identifies it"
+    for f in sorted(report.results.glob('*.jsonl')):
+        if f.stem=='ideas': continue
+        keys = [report.key(o) for o in report.read([f])]
+        assert keys and len(keys)==len(set(keys)), f.name
