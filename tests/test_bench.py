@@ -11,6 +11,7 @@ sys.path.append(str(root/'bench'))
 import accuracy as bench
 import pictures
 import report
+import step
 from sklearn.datasets import load_digits
 
 @pytest.fixture(scope='module')
@@ -183,6 +184,31 @@ def test_until():
     lines = [job|dict(epochs=5, seconds=10), job|dict(epochs=5, seconds=15), job|dict(arch='other', seconds=9999)]
     assert bench.seconds_an_epoch(job, lines)==3
     assert bench.in_time(job, lines, 30) and not bench.in_time(job, lines, 29) and bench.in_time(job, [], 1) and not bench.in_time(job, [], 0)
+
+# --- a whole training step
+
+def test_interval_of_a_median():
+    "It holds the median in 95 of 100 cases or more, and not in all of them"
+    assert step.interval(range(1, 7))==(3.5, 1, 6) and step.interval(range(1, 11))[1:]==(2, 9)
+    rng = np.random.default_rng(0)
+    held = [lo<=0<=hi for _,lo,hi in (step.interval(rng.standard_cauchy(25)) for _ in range(2000))]
+    assert .94 < np.mean(held) < .98
+
+def test_rounds_take_turns():
+    "Each round takes every side and mix once, in changing orders; ratios are within a round"
+    said = []
+    def side(name, t): return lambda mix: said.append((name,mix)) or t*(2 if mix=='MixUp' else 1)*len(said)
+    times = step.rounds(dict(a=side('a', 1), b=side('b', 3)), ['none','MixUp'], n=8)
+    orders = [tuple(said[i:i+4]) for i in range(0, len(said), 4)]
+    assert len(orders)==9 and all(len(set(o))==4 for o in orders) and len(set(orders[1:]))>3
+    assert all(len(v)==8 for v in times.values()) and step.ratios(times, ('b','none'), ('a','none'))[0]>2
+
+def test_step_in_a_process():
+    "This checkout against itself: a row for each mix here, there, and one beside the other; an end of the process is an error"
+    rows = step.measure(root, ['none','MixUp'], n=6, size=32, bs=2, steps=1)
+    assert [o['case'] for o in rows]==['MixUp (here)','MixUp (there)','none, here and there','MixUp, here and there']
+    assert all(.1 < o['ratio_lo'] <= o['ratio'] <= o['ratio_hi'] < 10 and o['rounds']==6 for o in rows)
+    with pytest.raises((RuntimeError,BrokenPipeError)): step.measure(None, ['none','NoMix'], n=1, size=32, bs=2, steps=1)
 
 # --- the recipes of others
 
