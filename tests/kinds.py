@@ -106,15 +106,17 @@ class Batches(list):
     def __init__(self, o, n_inp): super().__init__(o); self.n_inp = n_inp
 
 def table():
-    "The table in Markdown, with the reasons below it"
-    reasons = []
+    "The table in Markdown, methods with the same answers in one column, and the reasons below it"
+    reasons,columns = [],{}
     def cell(m, k):
         error = attempt(m, k)[2]
         if error is None: return '✓'
         if error not in reasons: reasons.append(error)
         return f'({reasons.index(error)+1})'
-    rows = [f"| | {' | '.join(METHODS)} |", '|---|'+':-:|'*len(METHODS)]
-    rows += [f"| {k} | {' | '.join(cell(m, k) for m in METHODS)} |" for k in KINDS]
+    answers = [[cell(m, k) for m in METHODS] for k in KINDS]
+    for m,column in zip(METHODS, zip(*answers)): columns.setdefault(column, []).append(m)
+    rows = [f"| | {' | '.join(', '.join(ms) for ms in columns.values())} |", '|---|'+':-:|'*len(columns)]
+    rows += [f"| {k} | {' | '.join(row)} |" for k,row in zip(KINDS, zip(*columns))]
     return '\n'.join(rows+['', *(f'({i+1}) {o}' + ('' if i==len(reasons)-1 else '\n') for i,o in enumerate(reasons))])
 
 BEGIN,END = '<!-- table: python tests/kinds.py -->','<!-- end of table -->'
