@@ -98,12 +98,24 @@ def loaders(job, part):
     path,a = Path(job['path']),SimpleNamespace(**job)
     return photo_dls(path, a.train, part, a.bs, a.size) if path.is_dir() else npz_dls(path, a.train, part, a.bs, a.flip)
 
+def scaled_resnet(n_out, factor):
+    "`small_resnet` for pictures of 32 pixels and more, with `factor` times its channels"
+    widths = [round(factor*o) for o in (32,64,128,128)]
+    blocks = [ResBlock(1, a, b, stride=s) for a,b,s in zip(widths[:1]+widths, widths, (1,2,2,2))]
+    return nn.Sequential(ConvLayer(3, widths[0], stride=2), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], n_out))
+
+def model_of(arch, n_out, size):
+    "A model from scratch: `small_resnet`, the same with more or fewer channels as `small_resnet*2`, or any name that `fastmix-train` knows"
+    name,_,factor = arch.partition('*')
+    if name!='small_resnet': return make_model(arch, n_out, size)
+    return scaled_resnet(n_out, float(factor)) if factor else small_resnet(n_out)
+
 OPTS = dict(adam=Adam, ranger=ranger)
 
 def learner(job, dls):
     "The learner of a job: model, optimizer, loss and precision, the same for every recipe"
     a = SimpleNamespace(**job)
-    model = small_resnet(dls.c) if a.arch=='small_resnet' else make_model(a.arch, dls.c, a.size)
+    model = model_of(a.arch, dls.c, a.size)
     loss = LabelSmoothingCrossEntropyFlat(eps=a.smoothing) if a.smoothing else CrossEntropyLossFlat()
     learn = Learner(dls, model, loss, opt_func=OPTS[a.opt], metrics=accuracy, cbs=ChannelsLast() if a.device else None)
     return learn.to_bf16() if a.bf16 else learn
@@ -195,7 +207,7 @@ def main():
     p.add_argument('--lr', type=float, default=6e-3)
     p.add_argument('--wd', type=float, default=.05)
     p.add_argument('--bs', type=int, default=64)
-    p.add_argument('--arch', default='small_resnet')
+    p.add_argument('--arch', default='small_resnet', help='small_resnet, the same with twice the channels as small_resnet*2, or a name that fastmix-train knows')
     p.add_argument('--size', type=int, default=128, help='pixels, for a folder')
     p.add_argument('--no-flip', dest='flip', action='store_false', help='pictures whose mirror image means something else')
     p.add_argument('--opt', choices=OPTS, default='adam')

@@ -143,6 +143,38 @@ def ranking(t, ax=None):
     ax.grid(axis='x', alpha=.4)
     return ax
 
+# --- the map of the lead
+
+AGAINST = {"the better of fastai's":('fastai_mixup','fastai_cutmix'), "timm's recipe":('timm',), 'no mixing':('none',)}
+
+def leads(rows, by, of='fit_long'):
+    "The lead of a recipe over others at each value of a column: `who` (a key of `AGAINST`), `x`, `lead`, `se`, `seeds`"
+    res = []
+    for x in sorted({o[by] for o in rows}):
+        some = [o for o in rows if o[by]==x]
+        for who,names in AGAINST.items():
+            if not {o['recipe'] for o in some} & set(names): continue
+            mean,se,n = lead(some, better(table(some), names), of)
+            if n: res.append(dict(who=who, x=x, lead=mean, se=se, seeds=n))
+    return pd.DataFrame(res)
+
+def plot_leads(panels):
+    "Leads as lines, a panel for each of a dictionary from the label of its axis to what `leads` gave; points of one seed are hollow"
+    fig,axs = plt.subplots(1, len(panels), figsize=(4.4*len(panels),3.4), sharey=True, layout='constrained', squeeze=False)
+    for ax,(label,d) in zip(axs[0], panels.items()):
+        for i,who in enumerate(AGAINST):
+            o = d[d.who==who]
+            if len(o): points(ax, o.x, o.lead, o.se, o.seeds, f'C{i}', who, yerr=o.se.fillna(0))
+        ticks = sorted(d.x.unique())
+        ax.axhline(0, c='grey', lw=.8)
+        ax.set_xscale('log')
+        ax.set_xticks(ticks, [f'{o:,}' for o in ticks])
+        ax.minorticks_off()
+        ax.set(xlabel=label)
+    axs[0][0].set(ylabel='lead of fit_long, points')
+    axs[0][0].legend()
+    return axs
+
 # --- speed
 
 def speed_table(file, kinds=('MixUp batch','MixUp elem','CutMix batch','CutMix elem','CutMixUp elem'), of='clones', digits=1):

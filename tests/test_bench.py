@@ -178,6 +178,13 @@ def test_a_run_on_a_device(tmp_path):
     code,text = run(*args, 'fastai_cutmix', '--until', 1e-3)
     assert code==0 and '1 runs are there, 1 to do' in text and 'would not end within' in text and len(out.read_text().splitlines())==1, text
 
+def test_scaled_network():
+    "At one it is the small network, at two it has about four times its parameters"
+    size = lambda m: [tuple(o.shape) for o in m.parameters()]
+    assert size(bench.model_of('small_resnet*1', 10, 32))==size(bench.model_of('small_resnet', 10, 32))
+    one,two = (sum(o.numel() for o in bench.model_of(f'small_resnet*{k}', 10, 32).parameters()) for k in (1,2))
+    assert 3.8 < two/one < 4
+
 def test_until():
     "The longest epoch of the same kind of run says how long another takes; the first of a kind is tried"
     job = {k:0 for k in bench.LIKE}|dict(epochs=10)
@@ -288,6 +295,14 @@ def test_leads():
     assert abs(t.accuracy['none']-60)<1e-9 and t.seeds['fit_long']==3 and abs(t.accuracy_se['fit_long']-100*np.std([.7,.8,.9], ddof=1)/3**.5)<1e-9
     assert abs(report.chance_error(90, 900)-1)<1e-9
     assert report.better(report.table(lines('fastai_mixup', [.5])+lines('fastai_cutmix', [.6])))=='fastai_cutmix'
+
+def test_map_of_the_lead():
+    "Over the better of a group at each point; points of one seed are hollow"
+    rows = [dict(o, epochs=n) for n in (20,80) for o in lines('fit_long', [.7,.8])+lines('fastai_mixup', [.6,.6])+lines('fastai_cutmix', [.5 if n==20 else .65])]
+    d = report.leads(rows, 'epochs')
+    assert d[['x','who','seeds']].values.tolist()==[[20,"the better of fastai's",2], [80,"the better of fastai's",1]] and np.allclose(d.lead, [15,5])
+    ax, = report.plot_leads(dict(epochs=d))[0]
+    assert [o.get_markerfacecolor()=='white' for o in ax.lines if o.get_marker()=='o' and len(o.get_xdata())]==[False,True]
 
 @pytest.mark.parametrize('draw', [report.plot, report.ranking])
 def test_points_of_one_seed_are_hollow(draw):
