@@ -120,9 +120,10 @@ def learner(job, dls):
     learn = Learner(dls, model, loss, opt_func=OPTS[a.opt], metrics=accuracy, cbs=ChannelsLast() if a.device else None)
     return learn.to_bf16() if a.bf16 else learn
 
-def card(device):
-    "Name of a device, for the result line"
-    return torch.cuda.get_device_name() if device=='cuda' else 'CPU'
+def card(model):
+    "Name of the device that a model is on, for the result line"
+    device = next(model.parameters()).device
+    return torch.cuda.get_device_name(device) if device.type=='cuda' else 'CPU'
 
 def one_run(job, parts):
     "Train once, test each of `parts`; returns the finished lines"
@@ -135,7 +136,7 @@ def one_run(job, parts):
         eval(f'learn.{a.call}', dict(globals(), learn=learn, n=a.epochs, lr=a.lr, wd=a.wd, fastai=fastai_mixup))
     tests = [dls.valid if not i else (data.dls(o, a.bs, a.size) if data else loaders(job, o)).valid for i,o in enumerate(parts)]
     with learn.no_bar(): preds = [learn.get_preds(dl=o) for o in tests]
-    made = dict(card=card(a.device), torch=torch.__version__, seconds=round(time.time()-t))
+    made = dict(card=card(learn.model), torch=torch.__version__, seconds=round(time.time()-t))
     return [dict({k:v for k,v in job.items() if k!='path'}, part=o, **scores(*p), **made) for o,p in zip(parts, preds)]
 
 def scores(p, y):
