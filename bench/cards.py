@@ -1,6 +1,7 @@
 """What the method cards show: a picture of photos that are mixed, and tables that are read from the files in `bench/results`.
 
-`python bench/cards.py` prints the tables of every method."""
+`python bench/cards.py` prints the tables of every method. `python bench/cards.py --points` writes the points of the picture of photos into
+tutorial 03, which carries them so that it can be drawn where the result files are not."""
 import json
 from pathlib import Path
 
@@ -77,6 +78,16 @@ def cost(method):
     from IPython.display import Markdown
     return Markdown(_markdown(cost_rows(method), 'Its time alone stands in no result file yet.'))
 
+def three_speeds(shape='(64,3,224,224) float32'):
+    "The front page's rows: times × `x.clone()` on a CPU, a row for each kind of mix, a column for each library"
+    from IPython.display import Markdown
+    rows = [o for o in json.loads((RESULTS/'speed.json').read_text())['rows'] if o['part']=='pictures' and o['shape']==shape]
+    found = {(o['kind'],o['who']):o['clones'] for o in rows}
+    def cell(kind, *whos): return next((f'{found[k]:.1f}' for k in ((kind,w) for w in whos) if k in found), '–')
+    kinds = 'MixUp batch','CutMix batch','CutMix elem'
+    return Markdown(_markdown([{'mix':f"{k.split()[0]}, a draw for each {dict(batch='batch', elem='sample')[k.split()[1]]}", 'fastmix':cell(k, 'fastmix'),
+        'torchvision':cell(k, 'torchvision'), 'fastmix, in place':cell(k+', in place', 'fastmix'), 'timm, in place':cell(k+', in place', 'timm')} for k in kinds], ''))
+
 def photos(size=112):
     "Six pieces of scikit-learn's two sample photos (CC BY 2.0), (6,3,size,size) uint8, and their names"
     import torch
@@ -99,5 +110,27 @@ def photo_learner(*cbs, size=112):
     model = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48,6))
     return Learner(dls, model, cbs=list(cbs))
 
+def points():
+    "Accuracy on CIFAR-10's test images by length: a recipe's name → [epochs, mean, standard error, seeds]"
+    names = {'none':'no mixing', 'fastai_mixup':"fastai's MixUp", 'fastai_cutmix':"fastai's CutMix", 'fit_long':'fit_long'}
+    t = pd.read_json(RESULTS/'cifar10.jsonl', lines=True).query("part=='test' and train==2000")
+    g = t[t.recipe.isin(list(names))].groupby(['recipe','epochs']).accuracy.agg(['mean','sem','size'])
+    return {v:[[int(n), round(float(100*o['mean']), 2), round(float(100*np.nan_to_num(o['sem'])), 2), int(o['size'])] for n,o in g.loc[k].iterrows()]
+            for k,v in names.items()}
+
+def write_points(nb):
+    "Put `points` into the cell of the notebook `nb` that begins with `points = json`"
+    d = json.loads(nb.read_text(encoding='utf-8'))
+    rows = {k:',\n  '.join(', '.join(map(json.dumps, v[i:i+2])) for i in range(0, len(v), 2)) for k,v in points().items()}
+    new = '{'+',\n '.join(f'{json.dumps(k)}: [{v}]' for k,v in rows.items())+'}'
+    cell = next(c for c in d['cells'] if 'points = json.loads' in ''.join(c['source']))
+    head,_,tail = ''.join(cell['source']).split('"""')
+    cell['source'] = f'{head}"""\n{new}"""{tail}'.splitlines(True)
+    nb.write_text(json.dumps(d, indent=1, ensure_ascii=False)+'\n', encoding='utf-8')
+
 if __name__=='__main__':
+    import sys
+    if '--points' in sys.argv:
+        write_points(next((Path(__file__).parent.parent/'nbs/tutorials').glob('*why_80*.ipynb')))
+        sys.exit()
     for m in RECIPES: print(f'{m}\n{_markdown(effect_rows(m), "-")}\n{_markdown(cost_rows(m), "-")}\n')
