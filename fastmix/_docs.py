@@ -36,6 +36,7 @@ class fold_solutions:
             what = c.directives_.get('solution') if c['cell_type']=='code' else None
             if what is None: cells.append(c)
             else:
+                c['source'] = re.sub(r'^#\| solution:.*\n', '', c['source'])
                 head = f'::: {{.callout-tip collapse="true" title="Solution of exercise {what}"}}'
                 cells += [mk_cell(head, 'markdown'), c, mk_cell(':::', 'markdown')]
                 for o in cells[-3], cells[-1]: o.directives_ = {}
@@ -63,21 +64,22 @@ def _markdown(source, site):
     parts = re.split(r'(^```.*?^```[ ]*$)', source, flags=re.M|re.S)
     return ''.join(p if i%2 else re.sub(r'(\]\()([^)\s]+)', lambda m: m[1]+_link(m[2], site), p) for i,p in enumerate(parts))
 
-def _alt(dirs):
-    "The alternative text of a cell's picture"
-    return next((o.partition(':')[2].strip().strip('"') for o in dirs if o.startswith('fig-alt:')), '')
+def _words(dirs, key):
+    "The text of a cell's `#| key: text`"
+    return next((o.partition(':')[2].strip().strip('"') for o in dirs if o.startswith(key+':')), '')
 
-def _outputs(cell, files, alt=''):
+def _outputs(cell, files, site='', alt='', caption=''):
     "A code cell's outputs as markdown, with the tables of HTML ones; pictures are added to `files`, a name → bytes dict"
     for i,o in enumerate(cell.get('outputs', [])):
         data = o.get('data', {})
         picture = next((k for k in ('image/png', 'image/jpeg') if k in data), None)
         if picture:
-            name = f"index_files/{cell['id']}-{i}.{picture[6:9]}"
+            name = f"index_files/{cell['id']}-{i}.{dict(png='png', jpeg='jpg')[picture[6:]]}"
             files[name] = base64.b64decode(_text(data[picture]))
             yield f'![{alt}]({name})'
+            if caption: yield f'*{caption}*'
         elif 'text/html' in data: yield from re.findall(r'<table\b.*?</table>', _text(data['text/html']), flags=re.S)
-        elif 'text/markdown' in data: yield _text(data['text/markdown']).strip('\n')
+        elif 'text/markdown' in data: yield _markdown(_text(data['text/markdown']).strip('\n'), site)
         else:
             text = _text(o.get('text') or data.get('text/plain', '')).rstrip()
             if text: yield '\n'.join('    '+l if l else l for l in text.splitlines())
@@ -94,7 +96,7 @@ def readme(
         if cell['cell_type']=='markdown': res.append(_markdown(src, site))
         else:
             if 'echo: false' not in dirs: res.append(f'```python\n{src}\n```')
-            if 'output: false' not in dirs: res.extend(_outputs(cell, files, _alt(dirs)))
+            if 'output: false' not in dirs: res.extend(_outputs(cell, files, site, _words(dirs, 'fig-alt'), _words(dirs, 'fig-cap')))
     note = '<!-- Written from nbs/index.ipynb by `python -m fastmix._docs`: edit the notebook -->'
     return '\n\n'.join([res[0], note, *res[1:]])+'\n', files
 
