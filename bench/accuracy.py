@@ -24,7 +24,8 @@ from sklearn.metrics import accuracy_score,log_loss
 from sklearn.model_selection import train_test_split
 
 from fastmix.all import *
-from fastmix.train import folder_dls,make_model,small_resnet
+from fastmix.data import folder_dls
+from fastmix.models import make_model, small_resnet
 
 RECIPES = dict(
     none='fit_one_cycle(n, lr, wd=wd)',
