@@ -24,7 +24,8 @@ from .schedule import factors
 from .checks import number
 from .handler import MixHandler
 from .methods import CutMixUp, MixUp
-from .ema import EMA, EMA_SHARE, n_steps, same_random
+from .ema import EMA, EMA_SHARE, n_steps
+from .probe import same_random
 from .rank import rank
 from .resume import Resume
 from .record import MixRecorder
