@@ -12,7 +12,7 @@ from fastai.tabular.all import *
 from fastai.text.all import *
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 
-from fastmix.hidden import ManifoldMixUp
+from fastmix.manifold import ManifoldMixUp
 
 SUBJECTS = dict(
     files='os os.path shutil pathlib tempfile zipfile tarfile gzip bz2 lzma glob fnmatch fileinput filecmp io stat',

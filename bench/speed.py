@@ -20,8 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import TensorDataset
 
 from fastmix.blend import blend
-from fastmix.callback import CutMix,CutMixUp,MixUp
-from fastmix.draw import draw_cutmix,draw_cutmixup,draw_mixup,make_rng
+from fastmix.methods import CutMix, CutMixUp, MixUp
+from fastmix.draw import draw_cutmix, draw_cutmixup, draw_mixup, make_rng
 from fastmix.functional import Mixup
 from fastmix.loss import MixedLoss
 from step import MIXES, measure as measure_steps

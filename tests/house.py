@@ -4,7 +4,7 @@ from pathlib import Path
 
 root = Path(__file__).resolve().parent.parent
 nbs,package = root/'nbs',root/'fastmix'
-by_hand = {'__init__', 'all', '_docs', '_modidx'}  # modules that come from no notebook
+by_hand = {'__init__', 'all', 'callback', 'hidden', '_docs', '_modidx'}  # modules that come from no notebook
 
 def notebooks(): return sorted(p for p in nbs.rglob('*.ipynb') if not any(o[0] in '._' for o in p.relative_to(nbs).parts))
 def name(nb): return nb.relative_to(nbs).with_suffix('').as_posix()

@@ -2,6 +2,10 @@
 import math
 import torch, torch.nn.functional as F
 
+def mask_of(plan):
+    "A plan's mask as a tensor on the CPU"
+    return plan.mask.on('cpu') if hasattr(plan.mask, 'on') else torch.as_tensor(plan.mask)
+
 def slow_sample(x, s, plan, i):
     "Sample `x` (c,...) mixed with its partner `s`, one step at a time, in double precision"
     w = float(plan.weight[i])
@@ -11,7 +15,7 @@ def slow_sample(x, s, plan, i):
         lengths = tuple(int(b-a) for a,b in plan.box[i])
         linear = {1:'linear', 2:'bilinear', 3:'trilinear'}[len(lengths)]
         out[box] = F.interpolate(s[None], lengths, mode=linear)[0] if plan.resize else s[box]
-    if plan.map is not None: out = x + plan.map[min(i, len(plan.map)-1)].double()*(s-x)
+    if plan.mask is not None: out = x + mask_of(plan)[min(i, len(mask_of(plan))-1)].double()*(s-x)
     return out
 
 def slow(x, plan, source=None):
@@ -23,7 +27,7 @@ def slow_move(y, plan, source=None):
     out,source = y.clone(),y if source is None else source
     for i in range(len(y)):
         s = source[int(plan.idx[i])]
-        if plan.map is not None: out[i] = torch.where(plan.map[min(i, len(plan.map)-1),0], s, y[i])
+        if plan.mask is not None: out[i] = torch.where(mask_of(plan)[min(i, len(mask_of(plan))-1),0], s, y[i])
         elif plan.resize:
             (a,b),(c,d) = plan.box[i]
             for p in range(a,b):

@@ -1,5 +1,6 @@
 "Every method on every kind of data: pictures, targets and losses are what a slow account says; the table in the docs is what happens."
 import copy
+from dataclasses import replace
 from functools import partial
 import numpy as np, pytest, torch, torch.nn.functional as F
 from fastai.callback.core import Callback
@@ -15,11 +16,12 @@ from sklearn.datasets import load_diabetes
 from torch import nn
 from fastmix.callback import *
 from fastmix.draw import *
+from fastmix.plan import *
 from fastmix.loss import MixedLoss
-from fastmix.target import close_partners
+from fastmix.partners import close_partners
 from digits import digits
 from kinds import C, KINDS, METHODS, N, Batches, Words, attempt, per_pixel, saved, table
-from slow import slow, slow_move
+from slow import mask_of, slow, slow_move
 
 def test_the_table_in_the_docs():
     assert saved()==table(), 'nbs/kinds.ipynb is behind: run python tests/kinds.py'
@@ -30,14 +32,14 @@ def placed(t, size): return t.ndim>2 and tuple(t.shape[2:])==tuple(size)
 
 def want_input(x, plan, size, source):
     "Where boxes were drawn for it: as the plan says. A row of numbers, or a method without boxes: by the label's weight"
-    if plan.size is None: return slow(x, Plan(plan.n, plan.weight, plan.lam, plan.shift, partner=plan.partner), source)
-    if x.ndim==2: return slow(x, Plan(plan.n, plan.lam, plan.lam, plan.shift, partner=plan.partner), source)
+    if plan.size is None: return slow(x, Plan(plan.n, plan.weight, plan.lam, plan.partner), source)
+    if x.ndim==2: return slow(x, Plan(plan.n, plan.lam, plan.lam, plan.partner), source)
     if x.shape[2:]==size: return slow(x, plan, source)
-    scaled = copy.copy(plan)
-    if plan.box is not None: scaled.box = np.rint(plan.box*(np.array(x.shape[2:])/np.array(size))[:,None]).astype(int)
-    if plan.map is not None:
+    scaled = plan
+    if plan.box is not None: scaled = replace(scaled, box=np.rint(plan.box*(np.array(x.shape[2:])/np.array(size))[:,None]).astype(int))
+    if plan.mask is not None:
         a,b = (torch.arange(o)*s//o for o,s in zip(x.shape[2:], size))
-        scaled.map = plan.map[:,:,a][:,:,:,b]
+        scaled = replace(scaled, mask=mask_of(plan)[:,:,a][:,:,:,b])
     return slow(x, scaled, source)
 
 def parts(y, plan, source):
@@ -47,8 +49,7 @@ def parts(y, plan, source):
     if y.ndim<3: return y,s[idx],lam
     w = torch.tensor(plan.weight)
     if plan.size is None: return y,s[idx],w
-    own = slow_move(y, plan, source) if y.ndim==3 else slow(y, Plan(plan.n, np.ones_like(plan.weight), plan.lam, plan.shift, plan.box, size=plan.size,
-                                                            partner=plan.partner, map=plan.map, resize=plan.resize), source).float()
+    own = slow_move(y, plan, source) if y.ndim==3 else slow(y, Plan(plan.n, np.ones_like(plan.weight), plan.lam, plan.partner, plan.box, plan.mask, plan.size, plan.resize), source).float()
     if y.ndim==4: s = s.float()
     cut = (w==1).view(-1, *[1]*(y.ndim-1))
     return own,torch.where(cut, own, s[idx]) if not plan.resize else own,w
@@ -125,18 +126,18 @@ def test_soft_edges_mix_the_loss_for_each_pixel(loss, mode):
     s,data = Seen(),mask_batches()
     learner(data, per_pixel(C), loss, [FMix(max_soft=.4, mode=mode),s]).fit(1)
     for (x,y),(pred,_,l,plan,_) in zip(data, s.seen):
-        lam = (1-plan.map[:,0]).expand(y.shape)
+        lam = (1-plan.mask[:,0]).expand(y.shape)
         each = dict(mean=F.cross_entropy, focal=lambda p,t,**kw: FocalLoss(reduction='none')(p,t))['focal' if 'Focal' in str(loss) else 'mean']
         a,b = (each(pred, t, reduction='none', ignore_index=getattr(loss, 'ignore_index', -100)) for t in (y,y[torch.tensor(plan.idx)]))
         n = y.numel() if getattr(loss, 'ignore_index', -100)<0 else (lam*(y!=2)+(1-lam)*(y[torch.tensor(plan.idx)]!=2)).sum()
         torch.testing.assert_close(l, (lam*a+(1-lam)*b).sum()/n, rtol=1e-5, atol=1e-5)
-    assert any(((o[3].map>0) & (o[3].map<1)).any() for o in s.seen)
+    assert any(((mask_of(o[3])>0) & (mask_of(o[3])<1)).any() for o in s.seen)
 
 @pytest.mark.parametrize('axis,shape', [(1,(3,C,5,7)), (-1,(3,5,7,C)), (1,(3,C,6))])
 def test_unreduced_losses_keep_the_users_order(axis, shape):
     "fastai's losses flatten a mask in an order of their own; weights of 1 give exactly that"
     pred,y = torch.randn(shape),torch.randint(0, C, [s for i,s in enumerate(shape) if i!=axis%len(shape)])
-    f,plan = CrossEntropyLossFlat(axis=axis, reduction='none'),Plan(3, *[np.ones(3, np.float32)]*2, shift=1)
+    f,plan = CrossEntropyLossFlat(axis=axis, reduction='none'),Plan(3, *[np.ones(3, np.float32)]*2, partner=1)
     torch.testing.assert_close(MixedLoss(f, (y,), plan, (y,))(pred, y), f(pred, y).as_subclass(torch.Tensor))
 
 def test_soft_edges_and_a_loss_without_pixels():

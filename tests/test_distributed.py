@@ -43,7 +43,7 @@ def test_resumed(folder, scene):
 
 def test_one_writes(folder):
     "One set of files, written by the first rank, with every rank's own state"
-    from fastmix.resume import read_checkpoint
+    from fastmix.checkpoint.files import read_checkpoint
     state = read_checkpoint(folder/'killed/models/run/epoch_0004.pth')
     assert len(state['own'])==2 and state['run']['processes']==2
     a,b = (o['random']['torch'] for o in state['own'])

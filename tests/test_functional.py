@@ -5,7 +5,8 @@ import timm.data.mixup as timm_mixup
 from scipy import stats
 from sklearn.datasets import load_digits
 from torch import nn
-from fastmix.draw import Plan, make_rng
+from fastmix.draw import make_rng
+from fastmix.plan import Plan
 from fastmix.functional import *
 from house import python
 
@@ -173,7 +174,7 @@ def recorded(mix, n, size, mode):
         for i in range(k):
             if cut[i] and lam[i]!=1: ((a,b,c,d),lam[i]),box[i] = (o:=next(left)),[[o[0][0],o[0][1]],[o[0][2],o[0][3]]]
         def share(v): return v if mode=='elem' else np.concatenate([v,v[::-1]]) if mode=='pair' else np.repeat(v, n, 0)
-        return Plan(n, share(weight), share(lam), None, share(box) if cut.any() else None, mode=='batch', size)
+        return Plan(n, share(weight), share(lam), 'mirror', share(box) if cut.any() else None, size=size, per_batch=mode=='batch')
     return box_of,plan
 
 @pytest.mark.parametrize('mode', ['batch','pair','elem'])
@@ -294,8 +295,7 @@ def test_loops_train(loss_of):
 
 def test_generators_of_neighbouring_seeds_and_ranks_have_nothing_in_common():
     "Seeds 0, 1, 2, … and the ranks of one seed: uniform, and uncorrelated with each other, in the first and in later numbers"
-    from fastmix.functional import _Words
-    def first(rank): return np.array([np.random.Generator(np.random.PCG64(_Words(seed, rank))).random(3) for seed in range(4000)])
+    def first(rank): return np.array([make_rng(seed, (rank,)).random(3) for seed in range(4000)])
     u = np.concatenate([first(0),first(1)], 1)
     for o in u.T: assert stats.kstest(o, 'uniform').pvalue > .001
     c = np.corrcoef(np.concatenate([u[1:],u[:-1]], 1).T) - np.eye(12)

@@ -313,7 +313,7 @@ def test_hooks_only_during_the_forward():
 def usable(learn, loss_func):
     "No hooks, the user's loss, and a fit, predictions, pickles and copies as if nothing had happened"
     eq(n_hooks(learn.model), 0)
-    assert not hasattr(learn, '_undo')
+    assert not hasattr(learn, '_cleanups')
     is_same(learn.loss_func, loss_func)
     learn.fit(1)
     eq(n_hooks(learn.model), 0)
@@ -371,7 +371,7 @@ def test_model_and_loss(ex, where):
     assert b.count>=3
     b.ex,b.count = None,10
     eq(n_hooks(model), 0)
-    assert not hasattr(learn, '_undo')
+    assert not hasattr(learn, '_cleanups')
     is_same(learn.loss_func, loss_func)
     learn.fit(1)
 

@@ -5,9 +5,13 @@ import numpy as np, pytest, torch, torch.nn.functional as F
 from fastai.losses import *
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy as TimmLabelSmoothing, SoftTargetCrossEntropy
 from torch import nn
+from fastmix.crossentropy import *
 from fastmix.draw import *
 from fastmix.loss import *
+from fastmix.lossspec import *
+from fastmix.plan import Plan
 from fastmix.target import *
+from fastmix.tensors import per_sample
 
 N,C = 9,5
 W = torch.tensor([.5,2.,1.,3.,.25])
@@ -41,7 +45,7 @@ def data(kind):
     g = torch.Generator().manual_seed(0)
     pred = torch.randn(N, C, generator=g)
     y = torch.randint(0, C, (N,), generator=g)
-    if kind=='number':
+    if kind=='continuous':
         y = torch.rand(N, C, generator=g); y = y/y.sum(1, keepdim=True)
     if kind=='multi': y = (torch.rand(N, C, generator=g)>.5)
     return pred.requires_grad_(), y
@@ -58,10 +62,10 @@ def both(f, *args):
 def same(a, b, eps=1e-6):
     for o,p in zip(a,b): torch.testing.assert_close(o, p, rtol=eps, atol=eps)
 
-def plan_of(lam, mode='elem'): return Plan(N, lam, lam, shift=2, same=mode=='batch')
+def plan_of(lam, mode='elem'): return Plan(N, lam, lam, partner=2, per_batch=mode=='batch')
 ones = np.ones(N, np.float32)
 lams = {'elem': np.linspace(.5, 1, N, dtype=np.float32), 'batch': np.full(N, .7, np.float32)}
-def mixed_of(y, plan, loss=None): return mix_one_hot(y, plan, C) if target_kind(y)=='category' else mix_number(y, plan)
+def mixed_of(y, plan, loss=None): return mix_one_hot(y, plan, C) if target_kind(y)=='category' else mix_continuous(y, plan)
 def log_softmax_first(name, f): return (lambda p,*t: f(F.log_softmax(p,1), *t)) if 'nll' in name else f
 
 cases = [pytest.param('category', n, f, id=f'category-{n}') for n,f in category.items()] + [pytest.param('number', n, f, id=f'number-{n}') for n,f in number.items()]
@@ -89,7 +93,7 @@ def test_two_losses_for_each_sample(kind, name, f):
     f = f(); pred,y = data(kind)
     plan = plan_of(lams['batch'], 'batch'); mixed,lam = mixed_of(y, plan),.7
     loss = MixedLoss(f, (y,), plan, (mixed,))
-    want = both(log_softmax_first(name, lambda p: lam*f(p, y) + (1-lam)*f(p, plan.take(y))), pred)
+    want = both(log_softmax_first(name, lambda p: lam*f(p, y) + (1-lam)*f(p, plan.partners_of(y))), pred)
     got = both(log_softmax_first(name, lambda p: loss(p, mixed)), pred)
     same(got, want, 1e-5)
 
@@ -100,7 +104,7 @@ def test_a_weight_for_each_sample(kind, name, f):
     plan = plan_of(lams['elem']); mixed,lam = mixed_of(y, plan),torch.tensor(plan.lam)
     loss = MixedLoss(f, (y,), plan, (mixed,))
     def two(p):
-        a,b = (unreduced(f, p, t).reshape(N,-1).mean(1) for t in (y,plan.take(y)))
+        a,b = (unreduced(f, p, t).reshape(N,-1).mean(1) for t in (y,plan.partners_of(y)))
         return (lam*a + (1-lam)*b).mean()
     same(both(log_softmax_first(name, lambda p: loss(p, mixed)), pred), both(log_softmax_first(name, two), pred), 1e-5)
 
@@ -125,7 +129,7 @@ def test_label_smoothing_is_pytorchs():
 
 def test_weighted_mean_counts_both_labels():
     "Class weights with a weight for each sample: a mean over the weight of what was mixed"
-    pred,y = data('category'); plan = plan_of(lams['elem']); y1,lam = plan.take(y),torch.tensor(plan.lam)
+    pred,y = data('category'); plan = plan_of(lams['elem']); y1,lam = plan.partners_of(y),torch.tensor(plan.lam)
     l,l1 = (F.cross_entropy(pred, t, weight=W, reduction='none') for t in (y,y1))
     want = (lam*l+(1-lam)*l1).sum() / (lam*W[y]+(1-lam)*W[y1]).sum()
     for f in (nn.CrossEntropyLoss(weight=W), CrossEntropyLossFlat(weight=W), partial(F.cross_entropy, weight=W)):
@@ -137,20 +141,20 @@ def test_weighted_mean_counts_both_labels():
 @pytest.mark.parametrize('weight', [None, W])
 def test_masks_per_pixel(smooth, weight):
     pred,y = torch.randn(N,C,4,3),torch.randint(0,C,(N,4,3)); y[0,0] = 255
-    plan = plan_of(lams['batch'], 'batch'); y1 = plan.take(y)
+    plan = plan_of(lams['batch'], 'batch'); y1 = plan.partners_of(y)
     for f in (CrossEntropyLossFlat(axis=1, ignore_index=255, weight=weight, label_smoothing=smooth), nn.CrossEntropyLoss(ignore_index=255, weight=weight, label_smoothing=smooth)):
         same(both(lambda p: MixedLoss(f, (y,), plan, (y,))(p, y), pred), both(lambda p: .7*f(p,y)+.3*f(p,y1), pred), 1e-5)
     y = y.clamp(max=C-1)
     f = DiceLoss()
     for r in ('sum','mean','none'):
         f = DiceLoss(reduction=r)
-        same(both(lambda p: MixedLoss(f, (y,), plan, (y,))(p, y), pred), both(lambda p: .7*f(p,y)+.3*f(p,plan.take(y)), pred), 1e-5)
+        same(both(lambda p: MixedLoss(f, (y,), plan, (y,))(p, y), pred), both(lambda p: .7*f(p,y)+.3*f(p,plan.partners_of(y)), pred), 1e-5)
         same(both(lambda p: MixedLoss(f, (y,), plan_of(ones), (y,))(p, y), pred), both(f, pred, y))
 
 def test_binary_labels():
     "One column of logits, labels 0 and 1, whole or float, with and without a column axis"
     y = torch.randint(0, 2, (N,)); pred = torch.randn(N,1); plan = plan_of(lams['elem'])
-    want = F.binary_cross_entropy_with_logits(pred.view(-1), mix_number(y, plan))
+    want = F.binary_cross_entropy_with_logits(pred.view(-1), mix_continuous(y, plan))
     f = BCEWithLogitsLossFlat()
     for t in (y, y.float(), y.float()[:,None]):
         mixed = mixed_of(t, plan)
@@ -168,7 +172,7 @@ def test_refused_by_name():
     def host(p,t): return F.cross_entropy(p,t) * p.max().item()
     with pytest.raises(ValueError, match="host gives one number.*mode='batch'"): MixedLoss(host, (y,), plan, (mixed,))(pred, mixed)
     plan = plan_of(lams['batch'], 'batch')
-    torch.testing.assert_close(MixedLoss(host, (y,), plan, (mixed,))(pred, mixed), .7*host(pred,y)+.3*host(pred,plan.take(y)))
+    torch.testing.assert_close(MixedLoss(host, (y,), plan, (mixed,))(pred, mixed), .7*host(pred,y)+.3*host(pred,plan.partners_of(y)))
 
 def test_changed_targets_are_taken_at_face_value():
     "Another callback may change the mixed targets after us"
@@ -212,6 +216,6 @@ def test_targets_with_a_dimension_to_spare(shape):
     bare = y.reshape(pred.shape[:1]+pred.shape[2:])
     f = torch.nn.CrossEntropyLoss(reduction='none')
     lam = torch.from_numpy(plan.lam).view(-1, *[1]*(bare.ndim-1))
-    want = (lam*f(pred, bare) + (1-lam)*f(pred, plan.take(bare))).mean()
-    got = mixed_cross_entropy(pred, y, plan.take(y), column(plan.lam, y), cross_entropy_of(torch.nn.CrossEntropyLoss()))
+    want = (lam*f(pred, bare) + (1-lam)*f(pred, plan.partners_of(bare))).mean()
+    got = mixed_cross_entropy(pred, y, plan.partners_of(y), per_sample(plan.lam, y), cross_entropy_of(torch.nn.CrossEntropyLoss()))
     torch.testing.assert_close(got, want)

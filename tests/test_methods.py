@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastmix.blend import *
 from fastmix.callback import *
 from fastmix.draw import *
+from fastmix.plan import *
 from slow import slow, slow_move
 
 # --- blend
@@ -43,7 +44,6 @@ def test_against_the_slow_reference(shape, name, mode, dtype):
     source = torch.rand(5, c, *[s+1 for s in size]).to(dtype) if name=='recursivemix' else None
     for rep in range(3):
         plan = methods[name](rng, n, tuple(size), mode=mode)
-        if callable(plan.map): plan.map = plan.map('cpu')
         for fmt,x in formats(x0):
             before = x.clone()
             out = blend(x, plan, source=source)
@@ -65,7 +65,7 @@ def test_in_place_block_by_block(name, mode, n, fmt):
     x,rng,seen = torch.rand(n, 3, 280, 280).to(memory_format=fmt),make_rng(1),set()
     for _ in range(6):
         plan = methods[name](rng, n, (280,280), mode=mode)
-        seen.add(plan.shift)
+        seen.add(plan.partner)
         own = x.clone()
         want = blend(x, plan)
         assert blend(own, plan, inplace=True) is own
@@ -78,7 +78,6 @@ def test_in_place_block_by_block(name, mode, n, fmt):
 def test_gradients(name, mode):
     "What flows back to the batch is what the reference lets flow back"
     plan = methods[name](make_rng(1), 5, (6,7), mode=mode)
-    if callable(plan.map): plan.map = plan.map('cpu')
     x,source = torch.rand(5,2,6,7, dtype=torch.float64),torch.rand(5,2,5,5, dtype=torch.float64) if name=='recursivemix' else None
     w,grads = torch.rand_like(x),[]
     for f in (blend, slow):
@@ -102,10 +101,9 @@ def test_masks_move_with_their_pixels(name, mode):
     source = torch.randint(0, 5, (5,8,11)) if name=='recursivemix' else None
     for rep in range(5):
         plan = methods[name](make_rng(rep), 5, (9,14), mode=mode)
-        if callable(plan.map): plan.map = plan.map('cpu')
         want = slow_move(y, plan, source)
-        assert torch.equal(move(y, plan, source), want)
-        assert torch.equal(move(y[:,None], plan, None if source is None else source[:,None]), want[:,None])     # with a channel
+        assert torch.equal(move_labels(y, plan, source), want)
+        assert torch.equal(move_labels(y[:,None], plan, None if source is None else source[:,None]), want[:,None])     # with a channel
         if not plan.resize: torch.testing.assert_close(blend(y.double()[:,None], plan)[:,0], want.double())          # just like the picture
 
 # --- distributions
@@ -119,14 +117,14 @@ def test_fmix_keeps_what_lam_says(monkeypatch, size, soft, mode):
     def record(*args, **kwargs): drawn.append(draw(*args, **kwargs)); return drawn[-1]
     monkeypatch.setattr('fastmix.draw.draw_lam', record)
     for seed in range(5):
-        plan,k = draw_fmix(make_rng(seed), 8, size, max_soft=soft, mode=mode),n_units(8, mode)
-        keep = pixels-plan.map('cpu').double().sum(tuple(range(1,2+len(size))))
+        plan,k = draw_fmix(make_rng(seed), 8, size, max_soft=soft, mode=mode),n_draws(8, mode)
+        keep = pixels-plan.mask.on('cpu').double().sum(tuple(range(1,2+len(size))))
         torch.testing.assert_close(keep, torch.tensor(plan.lam[:len(keep)].astype(float)*pixels), rtol=1e-6, atol=1e-3)
         assert (abs(plan.lam[:k]*pixels - drawn[-1]*pixels) <= 1).all()
 
 def test_fmix_clouds_are_smooth_and_fair():
     "The higher `decay`, the shorter the contour; every pixel is cut as often as any other"
-    m = [draw_fmix(make_rng(0), 400, (24,24), decay=d).map('cpu').float() for d in (0.,1.5,3.)]
+    m = [draw_fmix(make_rng(0), 400, (24,24), decay=d).mask.on('cpu').float() for d in (0.,1.5,3.)]
     edges = [(o.diff(dim=-1).abs().mean() + o.diff(dim=-2).abs().mean()).item() for o in m]
     assert edges[0] > 2*edges[1] > 4*edges[2]
     p = m[2].mean((0,1))
@@ -300,7 +298,7 @@ class Syncs(TorchDispatchMode):
 @pytest.mark.parametrize('kind', ['label','mask','number'])
 def test_nothing_is_read_on_the_host(name, mode, kind):
     "From the draw to the loss; the same test finds a sync where there is one"
-    if name=='close' and (mode=='pair' or kind!='number'): pytest.skip('refused')
+    if name=='close' and (mode=='pair' or kind!='continuous'): pytest.skip('refused')
     x = torch.rand(6,1,8,8)
     y = dict(label=torch.randint(0,4,(6,)), mask=torch.randint(0,4,(6,8,8)), number=torch.rand(6,4))[kind]
     data,syncs = [(x,y)]*3,Syncs()
@@ -313,7 +311,7 @@ def test_nothing_is_read_on_the_host(name, mode, kind):
             if self.order>MixHandler.order: syncs.__exit__(None, None, None)
     model = nn.Conv2d(1,4,1) if kind=='mask' else pooled()
     cb = MixUp(partner='close', mode=mode) if name=='close' else family[name](mode=mode)
-    loss = nn.MSELoss() if kind=='number' else nn.CrossEntropyLoss()
+    loss = nn.MSELoss() if kind=='continuous' else nn.CrossEntropyLoss()
     quiet(Learner(DataLoaders(data, data[:1]), model, loss_func=loss, cbs=[cb,Guard(True),Guard(False)])).fit(1)
     assert syncs.found==[]
     with syncs: x.max().item(); x[x>.5]

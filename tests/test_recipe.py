@@ -8,10 +8,13 @@ from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import CSVLogger, ProgressCallback
 from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
 from fastai.callback.training import GradientAccumulation, GradientClip
+import fastmix.ema as recipe_ema
 import fastmix.recipe as recipe
 from fastmix.callback import *
+from fastmix.ema import *
 from fastmix.recipe import *
 from fastmix.resume import Resume
+from fastmix.record import *
 from fastmix.schedule import *
 
 off = dict(schedule=None, wd=None, ema=None, clip=None, save=None)
@@ -309,9 +312,9 @@ def test_ema_values(folder):
 def test_ema_of_half_precision(folder):
     "Small changes are not lost to the rounding of bfloat16"
     w,ema = torch.ones(3, dtype=torch.bfloat16),{'w':torch.ones(3)}
-    for _ in range(10): recipe._follow(ema, {'w':w+.25}, .999)
+    for _ in range(10): recipe_ema._follow(ema, {'w':w+.25}, .999)
     torch.testing.assert_close(ema['w'], torch.full((3,), 1+.25*(1-.999**10)))
-    assert recipe._to_keep(w).dtype==torch.float32
+    assert recipe_ema._to_keep(w).dtype==torch.float32
 
 class CPUMixed(MixedPrecision):
     "Mixed precision with a gradient scaler that works without a GPU"

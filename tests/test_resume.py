@@ -8,7 +8,14 @@ resource = pytest.importorskip('resource')  # these tests need signals, limits a
 from fastai.text.data import LMDataLoader,SortedDL,TensorText,pad_input_chunk
 from fastmix import callback as mix
 from fastmix import resume as R
-from fastmix.resume import OtherRun,Resume,_checksum,newest_checkpoint,read_checkpoint,write_checkpoint
+from fastmix import patches
+from fastmix.checkpoint import files
+from fastmix.checkpoint.fingerprint import checksum_items
+from fastmix.checkpoint.history import RunHistory
+from fastmix.checkpoint.serialize import from_plain, to_plain
+from fastmix.checkpoint.state import random_state
+from fastmix.checkpoint.files import newest_checkpoint, read_checkpoint, write_checkpoint
+from fastmix.resume import OtherRun, Resume
 from longrun import *
 
 linux = pytest.mark.skipif(not sys.platform.startswith('linux'), reason='looks into /proc')
@@ -204,7 +211,7 @@ def test_any_callback(tmp_path, cls, monkeypatch):
 def test_each_part_is_needed(tmp_path, what, monkeypatch):
     "Left out of the checkpoint, each part shows in the end: the comparison sees it"
     make,recipe = (sometimes,'accumulate') if what in ('grads','buffers') else (scaled,'one_cycle')
-    empty = dict(random=R._random_state(), loaders=[], callbacks={}, grads=[], progress={}, buffers={}, opt=None, scaler=None, model=None)
+    empty = dict(random=random_state(), loaders=[], callbacks={}, grads=[], progress={}, buffers={}, opt=None, scaler=None, model=None)
     def forget(folder):
         s = newest_checkpoint(folder)
         if s and s['done']:
@@ -212,7 +219,7 @@ def test_each_part_is_needed(tmp_path, what, monkeypatch):
             if empty[what] is None: # as it was at the beginning
                 learn = make(tmp_path/'other', seed=5)
                 fit('one_cycle', learn, 1)
-                part[what] = R._plain(torch.amp.GradScaler('cpu').state_dict() if what=='scaler' else getattr(learn, what).state_dict())
+                part[what] = to_plain(torch.amp.GradScaler('cpu').state_dict() if what=='scaler' else getattr(learn, what).state_dict())
                 if what=='scaler': part[what]['scale'] = 2.
             else: part[what] = empty[what]
         return s
@@ -271,7 +278,7 @@ moments = dict(
     written=lambda: before(os, 'fsync', writes_3, after=True),
     before_rename=lambda: before(os, 'replace', writes_3),
     renamed=lambda: before(os, 'replace', writes_3, after=True),
-    old_deleted=lambda: before(R, '_files', lambda folder: (folder/'epoch_0003.pth').exists()),
+    old_deleted=lambda: before(R, 'checkpoint_files', lambda folder: (folder/'epoch_0003.pth').exists()),
     run_is_over=lambda: before(Recorder, 'after_fit', lambda self: True) if hasattr(Recorder, 'after_fit') else before(SaveModelCallback, 'after_fit'))
 
 @linux
@@ -285,7 +292,7 @@ def test_killed_while_saving(tmp_path, moment):
     assert child(run)==-signal.SIGKILL
     if moment in ('half_written','written','before_rename'): assert list((tmp_path/'run/models/run').glob('.*.tmp')) and 'epoch_0002.pth' in saved(tmp_path/'run')
     def again():
-        before(Resume, '_write_csv') # CSVLogger has just emptied its file
+        before(RunHistory, 'write') # CSVLogger has just emptied its file
         run_in(tmp_path/'run')
     assert child(again)==-signal.SIGKILL
     learn = learner(tmp_path/'run', seed=1 if moment=='first_checkpoint' else 98) # nothing was saved: the same weights to begin with
@@ -476,15 +483,15 @@ def test_other_items(tmp_path, kind):
     with pytest.raises(OtherRun, match=r'train, checksum of the items: \w{16} here, \w{16} in the checkpoint\n.*RandomSplitter\(seed=42\)'): fit([*range(1,321)])
     if kind is paths: assert "is finished" in fit([*range(319,-1,-1)]) # another machine lists them so
 
-def test_checksum():
+def testchecksum_items():
     "Only what another machine would have as well counts: no order of files, no folders above, no floats"
     a,b = ([Path(f)/f'{i}.png' for i in range(9)] for f in ('/a/cat','b/cat'))
-    assert _checksum(a)==_checksum(L(b[::-1]))==_checksum(['x\\cat\\'+f.name for f in a])!=_checksum(a[1:])
-    assert _checksum([(f,torch.rand(2),i) for i,f in enumerate(a)])==_checksum([(f,torch.rand(2),i) for i,f in enumerate(b)])!=_checksum([(f,torch.rand(2),8-i) for i,f in enumerate(a)])
+    assert checksum_items(a)==checksum_items(L(b[::-1]))==checksum_items(['x\\cat\\'+f.name for f in a])!=checksum_items(a[1:])
+    assert checksum_items([(f,torch.rand(2),i) for i,f in enumerate(a)])==checksum_items([(f,torch.rand(2),i) for i,f in enumerate(b)])!=checksum_items([(f,torch.rand(2),8-i) for i,f in enumerate(a)])
     df = pd.DataFrame(dict(x=np.random.rand(9), y=[0,1,2]*3))
-    assert _checksum(df)==_checksum(df*2)!=_checksum(df[1:])
-    assert _checksum(torch.arange(9))!=_checksum(torch.arange(1,10)) and _checksum(np.arange(9))==_checksum(range(9))!=_checksum(range(1,10))
-    assert all(_checksum(o) is None for o in (None, iter([1]), {1:2}, object()))
+    assert checksum_items(df)==checksum_items(df*2)!=checksum_items(df[1:])
+    assert checksum_items(torch.arange(9))!=checksum_items(torch.arange(1,10)) and checksum_items(np.arange(9))==checksum_items(range(9))!=checksum_items(range(1,10))
+    assert all(checksum_items(o) is None for o in (None, iter([1]), {1:2}, object()))
 
 def test_first_epoch_is_not_a_run(tmp_path):
     "Stopped before an epoch was done, one may think again"
@@ -712,7 +719,7 @@ def test_two_processes(tmp_path):
     assert os.read(a, 1)==b'x'
     try:
         with pytest.raises(RuntimeError, match=f'Process {pid} .* is training into'): run_in(tmp_path)
-        assert not R._held
+        assert not files.locked_folders
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
@@ -724,7 +731,7 @@ def test_two_learners(tmp_path):
             with pytest.raises(RuntimeError, match='Another learner of this process'): run_in(tmp_path)
     fit('one_cycle', learner(tmp_path), 2, Resume('run', ignore=Inner), Inner())
     fit('one_cycle', learner(tmp_path), 2, resume())
-    assert not R._held
+    assert not files.locked_folders
 
 # --- a callback of the learner
 
@@ -755,9 +762,9 @@ def test_without(tmp_path):
     "Without a `Resume` the loop is fastai's own"
     learn,calls = learner(tmp_path),[]
     def old(self): calls.append(self)
-    f,R._fastai_do_fit = R._fastai_do_fit,old
+    f,patches._before = patches._before,old
     try: learn.fit(1)
-    finally: R._fastai_do_fit = f
+    finally: patches._before = f
     assert calls==[learn]
 
 def test_replaced_loop(tmp_path):
@@ -803,8 +810,8 @@ values = [None, True, 3, -2**200, 2.5, float('inf'), 'é\n', [], (), {}, L(), [1
 def test_values(o):
     "Through a file and back: the same value, of the same type"
     b = io.BytesIO()
-    torch.save(R._plain(o), b)
-    p = R._unplain(torch.load(io.BytesIO(b.getvalue()), weights_only=True))
+    torch.save(to_plain(o), b)
+    p = from_plain(torch.load(io.BytesIO(b.getvalue()), weights_only=True))
     def same(a, b):
         assert type(a)==type(b)
         if isinstance(a, (list,tuple,L)):
@@ -822,22 +829,22 @@ def test_filled_in_place():
     p,m,odd = nn.Parameter(torch.ones(2)),nn.Linear(2,2),Odd()
     odd.n = 3
     o = dict(p=p, m=m, odd=odd, l=[np.random.default_rng(1), random.Random(2), torch.Generator().manual_seed(3), np.random.RandomState(4)])
-    s = deepcopy(R._plain(o)) # as if it came from a file
+    s = deepcopy(to_plain(o)) # as if it came from a file
     w = m.weight.detach().clone()
     with torch.no_grad(): p.zero_(); m.weight.zero_()
     odd.n = 4
     def draw(l): return l[0].random(), l[1].random(), torch.rand(1, generator=l[2]).item(), l[3].rand()
     first = draw(o['l'])
-    back = R._unplain(s, o)
+    back = from_plain(s, o)
     assert back['p'] is p and back['m'] is m and back['odd'] is odd and back['l'][0] is o['l'][0]
     assert p.tolist()==[1,1] and torch.equal(m.weight, w) and odd.n==3 and draw(o['l'])==first
-    assert draw(R._unplain(s)['l'])==first # generators are made where there are none
+    assert draw(from_plain(s)['l'])==first # generators are made where there are none
 
 @pytest.mark.parametrize('o', [print, lambda: 0, open, object(), np.array([object()]), {(1,2):3}, [print], iter([])], ids=lambda o: type(o).__name__)
 def test_not_plain(o):
-    with pytest.raises(TypeError, match='no plain form'): R._plain(o)
+    with pytest.raises(TypeError, match='no plain form'): to_plain(o)
 
 def test_views_are_small(tmp_path):
     "Of a view only its own elements are written"
-    write_checkpoint(tmp_path/'a.pth', {'a':R._plain(torch.zeros(1_000_000)[3:5])})
+    write_checkpoint(tmp_path/'a.pth', {'a':to_plain(torch.zeros(1_000_000)[3:5])})
     assert (tmp_path/'a.pth').stat().st_size<10_000

@@ -9,6 +9,7 @@ from fastai.callback.schedule import SchedExp, SchedPoly
 from fastai.callback.training import GradientAccumulation
 from fastmix.callback import *
 from fastmix.draw import MODES
+from fastmix.record import *
 from fastmix.schedule import *
 
 @pytest.fixture(scope='module')

@@ -13,7 +13,7 @@ from fastai.tabular.all import CategoryBlock, Categorify, FillMissing, Normalize
 from torch import nn
 import fastmix.all as fm
 from fastmix.all import show_mix
-from fastmix.callback import MixHandler
+from fastmix.handler import MixHandler
 from kinds import KINDS, METHODS, Batches
 
 @pytest.fixture(autouse=True)

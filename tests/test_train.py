@@ -5,8 +5,11 @@ import numpy as np, pandas as pd, pytest
 from PIL import Image
 from safetensors import safe_open
 from sklearn.datasets import load_digits
-from fastmix.train import *
-from fastmix.train import _DIGITS as NAMES
+from fastmix.data import BadArgument, digit_dls
+from fastmix.models import make_model
+from fastmix.train import train_cli
+
+NAMES = list(digit_dls().vocab)
 
 FILES = ['args.json','curves.png','history.csv','mixed.png','model.pkl','model.safetensors']
 
@@ -144,12 +147,12 @@ def test_an_error_in_the_first_epoch(here, monkeypatch):
 
 @pytest.mark.filterwarnings('ignore')
 def test_a_folder_in_use(here):
-    from fastmix.resume import _lock,_unlock
+    from fastmix.checkpoint.files import lock_folder, unlock_folder
     train_cli(epochs=1, out='out'); (here/'out'/'model.pkl').unlink()
-    _lock(here/'out'/'checkpoints'/'run')
+    lock_folder(here/'out'/'checkpoints'/'run')
     try:
         with pytest.raises(BadArgument, match='--out out: another process trains into it'): train_cli(epochs=1, out='out')
-    finally: _unlock(here/'out'/'checkpoints'/'run')
+    finally: unlock_folder(here/'out'/'checkpoints'/'run')
     train_cli(epochs=1, out='out')
 
 def test_a_batch_larger_than_the_data(folder, here):
@@ -207,7 +210,7 @@ def test_two_processes(here):
     """Several processes, unchanged: one folder, written once; killed and continued it ends the same. On CPUs accelerate starts several by MPI only, so
     torch's own launcher does, with the same variables"""
     psutil = pytest.importorskip('psutil', reason='comes with accelerate: pip install fastmix[distributed]')
-    from fastmix.resume import read_checkpoint
+    from fastmix.checkpoint.files import read_checkpoint
     def launch(out):
         cmd = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', '-m', 'fastmix.train', '--epochs', '3', '--out', out]
         return subprocess.Popen(cmd, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, 'OMP_NUM_THREADS':'1'})

@@ -1,0 +1,1 @@
+"The tools of `fastmix.resume`: what a checkpoint is, what is in it, and whether it belongs to a run."
