@@ -29,7 +29,7 @@ from sklearn.metrics import accuracy_score,log_loss
 import baselines  # gives a learner `fit_timm` and `fit_torchvision`
 from fastmix.all import *
 from fastmix.data import folder_dls
-from fastmix.models import make_model,small_resnet
+from fastmix.models import make_model, small_resnet
 from pictures import OnDevice,decode,splits_of
 from report import BEFORE,key,plot,read,table
 
