@@ -329,6 +329,8 @@ def _warn(self:Resume, lines):
     "Name once what a continued run does not have"
     new = [o for o in lines if o not in self._told]
     self._told.update(new)
-    if new and not rank():
+    if not new or rank(): return
+    with warnings.catch_warnings():
+        warnings.simplefilter('always') # this one is shown also in the many notebooks that have switched warnings off
         warnings.warn(shown(f"Resume('{self.run_name}'): a continued run will differ from an undisturbed one. " + '; '.join(new) +
                             ". Give a callback `state_dict` and `load_state_dict`, or leave it out of the run with ignore="))

@@ -18,7 +18,7 @@ import torch
 from fastai.callback.schedule import ParamScheduler
 from fastai.learner import Learner
 from fastai.torch_core import get_model
-from fastcore.foundation import L
+from fastcore.foundation import CollBase, L
 from torch import Tensor
 
 from .. import __version__
@@ -67,6 +67,7 @@ def _describe_loader(dl):
 def _describe_classes(dls):
     "The classes in their order; of many, how many and a checksum"
     names = next((o for k in ('vocab','classes') if (o := getattr(dls, k, None) or getattr(getattr(dls.train, 'dataset', None), k, None)) is not None), None)
+    names = names.items if isinstance(names, CollBase) else names
     words = [str(o) for o in names] if isinstance(names, (list,tuple,L)) else None
     return words if words is None or len(words)<=20 and all(len(o)<=40 for o in words) else f'{len(words)}, {_short_hash(words)}'
 
