@@ -18,7 +18,9 @@ from fastmix.callback import *
 from fastmix.draw import *
 from fastmix.plan import *
 from fastmix.loss import MixedLoss
+from fastmix.blend import blend
 from fastmix.partners import close_partners
+from fastmix.target import is_dense_target, mix_target
 from digits import digits
 from kinds import C, KINDS, METHODS, N, Batches, Words, attempt, per_pixel, saved, table
 from slow import mask_of, slow, slow_move
@@ -168,6 +170,35 @@ def test_fastai_segmentation_keeps_its_types():
             learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(axis=1), cbs=[cb,Types()])
             with learn.no_bar(), learn.no_logging(): learn.fit(1)
             assert set(types)=={(TensorImage,TensorMask,torch.int64)}
+
+# --- maps of numbers, and what is no tensor
+
+@pytest.mark.parametrize('draw', [draw_cutmix, draw_cutmixup, draw_fmix, partial(draw_fmix, max_soft=.3), draw_resizemix], ids=['CutMix','CutMixUp','FMix','soft','ResizeMix'])
+@pytest.mark.parametrize('mode', MODES)
+def test_maps_are_blended_where_the_picture_is(draw, mode):
+    "Depth `(n,H,W)`, channels `(n,c,H,W)`, twice or half the size: at their own scale what was done to the picture"
+    x = torch.rand(6,1,8,8)
+    x = F.interpolate(x, scale_factor=2)                               # so that half the size loses nothing
+    for seed in range(5):
+        plan = draw(make_rng(seed), 6, (16,16), mode=mode)
+        if plan.box is not None: plan = replace(plan, box=plan.box//2*2)
+        want = blend(x, plan)
+        torch.testing.assert_close(mix_target(x[:,0], plan).mixed, want[:,0])
+        torch.testing.assert_close(mix_target(x.expand(-1,3,-1,-1), plan).mixed, want.expand(-1,3,-1,-1))
+        if draw is draw_resizemix: continue                            # it takes other pixels of a larger picture
+        torch.testing.assert_close(mix_target(F.interpolate(x, scale_factor=2), plan).mixed, F.interpolate(want, scale_factor=2))
+        if plan.box is not None: torch.testing.assert_close(mix_target(x[:,0,::2,::2], plan).mixed, want[:,0,::2,::2])
+
+def test_rotations_have_no_place():
+    "A matrix of numbers is no map, unless its sides are the picture's, or the same whole number larger or smaller"
+    plan = draw_cutmix(make_rng(0), 4, (32,32), mode='elem')
+    for shape,place in (((4,3,3),False), ((4,2,2),False), ((4,32,32),True), ((4,16,16),True), ((4,4,4),True), ((4,16,8),False), ((4,64,64),True)):
+        assert is_dense_target(torch.rand(shape), plan)==place, shape
+
+def test_what_is_no_tensor_stays():
+    for y in (list('abcd'), [{'box':torch.rand(2,4)}]*4, None):
+        t = mix_target(y, draw_mixup(make_rng(0), 4))
+        assert t.mixed is y and t.own is t.partner is y
 
 # --- several inputs and targets, as fastai's DataBlock makes them
 
