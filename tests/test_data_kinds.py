@@ -255,6 +255,66 @@ def test_close_partners_in_a_fit():
     assert a > 2*b > 4*c
     with pytest.raises(ValueError, match="partner='close' compares targets as numbers"): learner([(torch.rand(4,2),torch.zeros(4).long())], nn.Linear(2,3), nn.CrossEntropyLoss(), MixUp(partner='close')).fit(1)
 
+def test_close_partners_and_missing_numbers():
+    "A target that is NaN or infinite is nobody's partner, and does not hide the others' closeness"
+    y = torch.tensor([0.,torch.nan,.1,torch.inf,5.,5.1])
+    for bandwidth in (None, .5):
+        draws = torch.stack([close_partners(y, s, bandwidth) for s in range(300)])
+        for i in (0,2,4,5): assert not {1,3} & set(draws[:,i].tolist())
+    assert (torch.stack([close_partners(y, s, .5) for s in range(300)])[:,0]==2).all()
+
+# --- a partner's missing values
+
+def partner_weight(plan, size):
+    "(n,1,...) weight of the partner at each pixel, in loops"
+    w = torch.zeros(plan.n, 1, *size, dtype=torch.double)
+    for i in range(plan.n):
+        w[i] = 1-float(plan.weight[i])
+        if plan.box is not None: w[(i, slice(None), *(slice(a,b) for a,b in plan.box[i]))] = 1
+        if plan.mask is not None: w[i] = (m:=mask_of(plan))[min(i, len(m)-1)].double()
+    return w
+
+MISSING = dict(MixUp=lambda r,s,**k: draw_mixup(r, 6, **k), CutMix=lambda r,s,**k: draw_cutmix(r, 6, s, **k), CutMixUp=lambda r,s,**k: draw_cutmixup(r, 6, s, **k),
+               ResizeMix=lambda r,s,**k: draw_resizemix(r, 6, s, **k), FMix=lambda r,s,**k: draw_fmix(r, 6, s, **k), soft=lambda r,s,**k: draw_fmix(r, 6, s, max_soft=.3, **k),
+               RecursiveMix=lambda r,s,**k: draw_recursivemix(r, 6, 6, s, **k))
+
+@pytest.mark.parametrize('bad', [torch.nan, torch.inf, -torch.inf], ids=str)
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize('method', MISSING)
+def test_missing_values_stay_where_they_are(method, dtype, bad):
+    "Where the partner's weight is 0 a sample is its own, bit by bit, whatever the partner holds; where it is 1, the partner is all there is"
+    for mode in MODES:
+        for seed,prob,size in ((0,1.,(8,10)), (1,.5,(8,10)), (2,1.,(9,))):
+            plan = MISSING[method](make_rng(seed), size, mode=mode, prob=prob)
+            x = torch.rand(6,2,*size).to(dtype)
+            x[::2,:,::3] = bad
+            if len(size)==2: x = x.to(memory_format=torch.channels_last)
+            w = partner_weight(plan, size).expand(x.shape)
+            for inplace in (False,True):
+                for grad in (False,True) if not inplace else (False,):
+                    got = blend(x.clone().requires_grad_(grad), plan, inplace=inplace).detach()
+                    assert torch.equal(got[w==0].nan_to_num(7., 8., 9.), x[w==0].nan_to_num(7., 8., 9.)), (mode,seed)
+                    if not plan.resize:
+                        xp = plan.partners_of(x)
+                        assert torch.equal(got[w==1].nan_to_num(7., 8., 9.), xp[w==1].nan_to_num(7., 8., 9.))
+                        assert torch.equal(got.isfinite()[(w>0)&(w<1)], (x.isfinite()&xp.isfinite())[(w>0)&(w<1)])
+
+@pytest.mark.parametrize('mode', MODES)
+def test_missing_targets_stay_with_their_samples(mode):
+    "Numbers, columns, soft rows of an earlier batch, maps: a sample that is not mixed keeps its target"
+    for seed in range(6):
+        plan = draw_mixup(make_rng(seed), 6, mode=mode, prob=.5)
+        still = torch.tensor(plan.lam)==1
+        for shape in ((6,), (6,1), (6,4)):
+            y = torch.rand(shape); y[::2] = torch.nan
+            assert torch.equal(mix_target(y, plan).mixed[still].isnan(), y[still].isnan())
+        rows = torch.rand(6,4); rows[::2] = torch.nan
+        assert torch.isfinite(mix_target(torch.randint(0,4,(6,)), plan, 4, source=rows).mixed[still]).all()
+        cut = draw_cutmixup(make_rng(seed), 6, (8,8), mode=mode)
+        y = torch.rand(6,8,8); y[::2] = torch.nan
+        keep = (partner_weight(cut, (8,8))==0)[:,0]
+        assert torch.equal(mix_target(y, cut).mixed[keep].isnan(), y[keep].isnan())
+
 # --- what has no meaning says so, before anything is trained
 
 @pytest.mark.parametrize('method,kind,says', [('CutMix','rows of numbers, a label','It cuts over the dimensions.*use MixUp'), ('MixUp','text, a label','ManifoldMixUp'),
