@@ -39,7 +39,7 @@ def _are_boxes(y, size):
     return y.ndim==2 and y.is_cpu and y.numel()>0 and _are_corners(y)
 
 def check_target(
-    y, # A target (n,...); what is no tensor is not looked at
+    y:object, # A target (n,...); what is no tensor is not looked at
     size:tuple=(), # Spatial size of the input, `x.shape[2:]`: whole numbers at its scale are a mask
     name:str='target', # For the message
 )->None:
@@ -179,7 +179,7 @@ def mix_dense_target(
 
 # %% ../nbs/mix/08_target.ipynb #d3a4aea6
 def mix_target(
-    y, # (n,...) a target of any kind; what is no tensor (names, ids) stays the sample's own
+    y:object, # (n,...) a target of any kind; what is no tensor (names, ids) stays the sample's own
     plan:Plan, # As for the input
     n_classes:int|Callable|None=None, # Columns of the rows of a category, or a function that gives their number; 1: the number is the target
     label_smoothing:float=0., # ε in [0,1) for these rows
@@ -224,7 +224,7 @@ def _mix_class_numbers(y, plan, n_classes, label_smoothing, source):
 
 # %% ../nbs/mix/08_target.ipynb #c3bd0b33
 def mix_soft_target(
-    y, # (n,...) a target of any kind; what is no tensor comes back as it is
+    y:object, # (n,...) a target of any kind; what is no tensor comes back as it is
     plan:Plan, # As for the input
     n_classes:int|None=None, # Number of classes, 1: yes or no; needed for class numbers
     label_smoothing:float=0., # ε in [0,1), for class numbers and for `multi_label`

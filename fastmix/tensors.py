@@ -65,8 +65,8 @@ def exact_lerp(
 # %% ../nbs/mix/01_tensors.ipynb #9e218518
 def map_tensors(
     f:Callable, # Function of a tensor
-    o, # A tensor, or tuples, lists and dicts of tensors
-): # As `o`; what is no tensor stays as it is, and what holds none is the same object
+    o:object, # A tensor, or tuples, lists and dicts of tensors
+)->object: # As `o`; what is no tensor stays as it is, and what holds none is the same object
     "`f` of every tensor in tuples, lists and dicts"
     if isinstance(o, Tensor): return f(o)
     if not isinstance(o, (dict,tuple,list)): return o
@@ -77,8 +77,8 @@ def map_tensors(
     return type(o)(*new) if hasattr(o, '_fields') else type(o)(new)
 
 def nested_tensors(
-    o, # A tensor, or tuples, lists and dicts of tensors
-)->list: # The tensors, in order
+    o:object, # A tensor, or tuples, lists and dicts of tensors
+)->list[Tensor]: # The tensors, in order
     "All the tensors in tuples, lists and dicts"
     res = []
     map_tensors(res.append, o)
