@@ -226,7 +226,7 @@ def test_an_export_needs_nothing_of_ours(tmp_path):
     torch.save(dls.valid_ds[0][0], tmp_path/'x.pth')
     p = python(server, tmp_path/'model.pkl', tmp_path/'x.pth')
     assert p.returncode==0, p.stderr[-2000:]
-    assert p.stdout.splitlines()==["['train_eval', 'recorder'] []", '1.0']
+    assert p.stdout.splitlines()==["['train_eval', 'recorder', 'cast_to_tensor'] []", '1.0']
     for twin in (deepcopy(learn), pickle.loads(pickle.dumps(learn))):
         assert [type(cb) for cb in twin.cbs]==[type(cb) for cb in learn.cbs]
     learn.fit(1)
