@@ -162,7 +162,7 @@ def _draw_row(x, titles, axs, lim, name='', plan=None, masks=None, **kwargs):
     for i,ax in enumerate(axs):
         _draw_sample(ax, x[i], lim, None if masks is None else masks[i], **kwargs)
         words = titles[i].replace(' + ', '\n+ ')
-        ax.set_title(words, parse_math=False, fontsize=np.clip(160/max(map(len, words.split('\n'))), 6, 10) if words else 10)
+        ax.set_title(words, parse_math=False, fontsize=np.clip(140/max(map(len, words.split('\n'))), 6, 10) if words else 10)
         if plan is not None and plan.box is not None: _outline_box(ax, plan.box[i])
     axs[0].text(-.1, .5, name, transform=axs[0].transAxes, rotation=90, va='center', ha='right', multialignment='center')
 

@@ -7,7 +7,7 @@ Docs: https://fastmix.github.io/fastmix/command/train.html.md"""
 # %% auto #0
 __all__ = ['mix_cbs', 'train_cli']
 
-# %% ../nbs/command/03_train.ipynb #206b8a39
+# %% ../nbs/command/03_train.ipynb #b9e9d48d
 import signal
 import sys
 import warnings
@@ -64,7 +64,7 @@ from .resume import FolderInUse, OtherRun
 from .runs import is_finished, pictures_checksum, run_folder, write_whole
 from .schedule import hesitation, off_after, warm_up
 
-# %% ../nbs/command/03_train.ipynb #55ef21de
+# %% ../nbs/command/03_train.ipynb #1228380b
 from .data import check_folder
 from .models import small_resnet
 from .show import show_mix
@@ -86,7 +86,7 @@ def mix_cbs(
     if mixup and cutmix: return [CutMixUp(mixup, cutmix, switch_prob, cutmix_minmax, **kw)]
     return [MixUp(mixup, **kw)] if mixup else [CutMix(cutmix, cutmix_minmax, **kw)] if cutmix else []
 
-def _mixing(a): return mix_cbs(a.mixup, a.cutmix, a.cutmix_minmax, a.mixup_prob, a.mixup_switch_prob, a.mixup_mode)
+def _chosen_mix(a): return mix_cbs(a.mixup, a.cutmix, a.cutmix_minmax, a.mixup_prob, a.mixup_switch_prob, a.mixup_mode)
 
 # %% ../nbs/command/03_train.ipynb #7493c66a
 _OPTIMIZERS = dict(adam=Adam, adamw=Adam, sgd=SGD, rmsprop=RMSProp, radam=RAdam, lamb=Lamb, larc=Larc, qhadam=QHAdam, ranger=ranger)
@@ -112,7 +112,7 @@ def _check_args(
     for k,check in _CHECKS.items():
         try: a[k] is None or check('--'+k.replace('_','-'), a[k])
         except ValueError as e: raise BadArgument(str(e).replace('=', ' ', 1)) from None
-    if a.compare and not _mixing(a): raise BadArgument("--compare: nothing is mixed, so there is nothing to compare with; leave it out")
+    if a.compare and not _chosen_mix(a): raise BadArgument("--compare: nothing is mixed, so there is nothing to compare with; leave it out")
 
 # %% ../nbs/command/03_train.ipynb #90a78681
 class _Stopped(KeyboardInterrupt):
@@ -157,7 +157,7 @@ def _make_learner(
     model = make_model(a.arch, dls.c, size)
     _try_model(model, a.arch, dls.c, size, a.bs)
     learn = Learner(dls, model, CrossEntropyLossFlat(label_smoothing=a.smoothing), opt_func=_OPTIMIZERS[a.opt], metrics=accuracy, path=out,
-                    model_dir='checkpoints', cbs=_mixing(a) if mix else None)
+                    model_dir='checkpoints', cbs=_chosen_mix(a) if mix else None)
     if a.amp:
         if dls.device.type=='cpu': print(f"--amp {a.amp}: no CUDA device, so training goes on in fp32")
         else: learn.add_cb(MixedPrecision(a.amp))
@@ -175,7 +175,7 @@ def _try_model(model, arch, n_out, size, bs):
         if getattr(o, 'shape', None)!=(len(x),n_out): raise BadArgument(
             f"--arch {arch}: its output is no tensor with a column for each of the {n_out} classes, but a {type(o).__name__}; take another")
 
-# %% ../nbs/command/03_train.ipynb #c83c7c6a
+# %% ../nbs/command/03_train.ipynb #57d21207
 def _print_epoch(learn, row):
     "One line for an epoch that is done"
     row = dict(zip(learn.recorder.metric_names, row))
@@ -194,7 +194,7 @@ def _line_an_epoch(learn):
         with learn.no_bar(): yield
     finally: learn.logger = logger
 
-# %% ../nbs/command/03_train.ipynb #6c4ec367
+# %% ../nbs/command/03_train.ipynb #160da1ee
 def _mix_schedule(a, learn):
     "How mixing goes through the run; `None` if nothing is mixed, so that `fit_long` adds no mixing of its own"
     if not any(hasattr(learn, o) for o in ('mix_up','cut_mix','cut_mix_up')): return None
@@ -262,7 +262,7 @@ def _train_one(
     if is_finished(out): return _finished_accuracy(a, dls, out)
     out.mkdir(exist_ok=True)
     learn = _make_learner(a, dls, out, mix)
-    if mix and _mixing(a) and not rank_distrib() and not (out/'mixed.png').exists():
+    if mix and _chosen_mix(a) and not rank_distrib() and not (out/'mixed.png').exists():
         _save_plot(out, 'mixed.png', lambda: learn.show_mix(boxes=True))
     _fit(learn, a, out)
     with learn.no_bar(): acc = learn.validate()[1]
@@ -303,8 +303,8 @@ def _agree(f):
     if isinstance(res, Exception): raise res
     return res
 
-# %% ../nbs/command/03_train.ipynb #f3d66e7a
-def _run(a):
+# %% ../nbs/command/03_train.ipynb #a4ce801e
+def _run_command(a):
     "Check, train, report"
     _check_args(a)
     path = None if a.path is None else Path(a.path).expanduser()
@@ -317,10 +317,12 @@ def _run(a):
 
 def _report(a, name, out, done):
     "Train one run, or two to compare, and say how they end"
-    print = noop if rank_distrib() else builtins.print
+    print = noop if rank_distrib() else partial(builtins.print, flush=True)
+    dls = _load(a)
+    print(f"{name}: {len(dls.train_ds)} pictures to train with, {len(dls.valid_ds)} to validate with, {dls.c} classes")
     if done: print(f"{out} holds this run, finished")
-    acc = _train_one(a, _load(a), out)
-    print(f"{name}, {a.epochs} epochs: accuracy {acc:.4f}{' with mixing' if _mixing(a) else ''}")
+    acc = _train_one(a, dls, out)
+    print(f"{name}, {a.epochs} epochs: accuracy {acc:.4f}{' with mixing' if _chosen_mix(a) else ''}")
     if a.compare:
         print('the same without mixing:')
         plain = _train_one(a, _load(a), out/'plain', mix=False)
@@ -329,7 +331,7 @@ def _report(a, name, out, done):
     print(f"written to {out}: {', '.join(sorted(o.name for o in out.iterdir() if o.is_file()))}")
     return acc
 
-# %% ../nbs/command/03_train.ipynb #1cdc6d9e
+# %% ../nbs/command/03_train.ipynb #5193536d
 def _fail(e, code):
     "One line, whatever characters are in it"
     line = re.sub('[\\x00-\\x1f\\x7f]+', ' ', f'fastmix-train: {e}')
@@ -388,6 +390,6 @@ def train_cli(
     "Train an image classifier from scratch with MixUp and CutMix, one cycle, 80 epochs"
     a = AttrDict({k:str(v) if isinstance(v, Path) else v for k,v in locals().items() if k!='list_archs'})
     if list_archs: return print(*arch_names(), sep='\n')
-    if not is_cli(): return _run(a)
+    if not is_cli(): return _run_command(a)
     if path is None: torch.set_num_threads(1)       # digits of 8 pixels are too small to share: two threads take twice as long
-    with _as_command(): _run(a)
+    with _as_command(): _run_command(a)
