@@ -24,7 +24,7 @@ from kinds import C, KINDS, METHODS, N, Batches, Words, attempt, per_pixel, save
 from slow import mask_of, slow, slow_move
 
 def test_the_table_in_the_docs():
-    assert saved()==table(), 'nbs/13_kinds.ipynb is behind: run python tests/kinds.py'
+    assert saved()==table(), 'nbs/kinds.ipynb is behind: run python tests/kinds.py'
 
 # --- what a method should have done to a batch, slowly
 
@@ -126,7 +126,7 @@ def test_soft_edges_mix_the_loss_for_each_pixel(loss, mode):
     s,data = Seen(),mask_batches()
     learner(data, per_pixel(C), loss, [FMix(max_soft=.4, mode=mode),s]).fit(1)
     for (x,y),(pred,_,l,plan,_) in zip(data, s.seen):
-        lam = (1-plan.mask[:,0]).expand(y.shape)
+        lam = (1-mask_of(plan)[:,0]).expand(y.shape)
         each = dict(mean=F.cross_entropy, focal=lambda p,t,**kw: FocalLoss(reduction='none')(p,t))['focal' if 'Focal' in str(loss) else 'mean']
         a,b = (each(pred, t, reduction='none', ignore_index=getattr(loss, 'ignore_index', -100)) for t in (y,y[torch.tensor(plan.idx)]))
         n = y.numel() if getattr(loss, 'ignore_index', -100)<0 else (lam*(y!=2)+(1-lam)*(y[torch.tensor(plan.idx)]!=2)).sum()

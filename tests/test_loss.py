@@ -68,7 +68,7 @@ lams = {'elem': np.linspace(.5, 1, N, dtype=np.float32), 'batch': np.full(N, .7,
 def mixed_of(y, plan, loss=None): return mix_one_hot(y, plan, C) if target_kind(y)=='category' else mix_continuous(y, plan)
 def log_softmax_first(name, f): return (lambda p,*t: f(F.log_softmax(p,1), *t)) if 'nll' in name else f
 
-cases = [pytest.param('category', n, f, id=f'category-{n}') for n,f in category.items()] + [pytest.param('number', n, f, id=f'number-{n}') for n,f in number.items()]
+cases = [pytest.param('category', n, f, id=f'category-{n}') for n,f in category.items()] + [pytest.param('continuous', n, f, id=f'continuous-{n}') for n,f in number.items()]
 cases += [pytest.param('multi', n, f, id=f'multi-{n}') for n,f in number.items() if n.startswith('bce_flat')]
 
 @pytest.mark.parametrize('kind,name,f', cases)
@@ -92,7 +92,7 @@ def test_two_losses_for_each_sample(kind, name, f):
     "`lam*L(y) + (1-lam)*L(y[idx])` per sample, with one weight for all: any loss, any reduction"
     f = f(); pred,y = data(kind)
     plan = plan_of(lams['batch'], 'batch'); mixed,lam = mixed_of(y, plan),.7
-    loss = MixedLoss(f, (y,), plan, (mixed,))
+    loss = MixedLoss(f, (y,), plan, (mixed,), interpolate_loss=True if loss_spec(f).regression else None)
     want = both(log_softmax_first(name, lambda p: lam*f(p, y) + (1-lam)*f(p, plan.partners_of(y))), pred)
     got = both(log_softmax_first(name, lambda p: loss(p, mixed)), pred)
     same(got, want, 1e-5)
@@ -102,13 +102,13 @@ plain_mean = [p for p in cases if not any(o in p.id for o in ('weight','ignore',
 def test_a_weight_for_each_sample(kind, name, f):
     f = f(); pred,y = data(kind)
     plan = plan_of(lams['elem']); mixed,lam = mixed_of(y, plan),torch.tensor(plan.lam)
-    loss = MixedLoss(f, (y,), plan, (mixed,))
+    loss = MixedLoss(f, (y,), plan, (mixed,), interpolate_loss=True if loss_spec(f).regression else None)
     def two(p):
         a,b = (unreduced(f, p, t).reshape(N,-1).mean(1) for t in (y,plan.partners_of(y)))
         return (lam*a + (1-lam)*b).mean()
     same(both(log_softmax_first(name, lambda p: loss(p, mixed)), pred), both(log_softmax_first(name, two), pred), 1e-5)
 
-linear = [p for p in cases if is_linear(p.values[2]()) or cross_entropy_of(p.values[2]()) is not None]
+linear = [p for p in cases if (spec := loss_spec(p.values[2]())).linear or spec.ce is not None]
 @pytest.mark.parametrize('kind,name,f', linear)
 def test_linear_losses_mixed_target_equals_two_losses(kind, name, f):
     f = f(); pred,y = data(kind)

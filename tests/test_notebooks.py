@@ -13,7 +13,7 @@ sys.exit(0 if ok else 1)
 
 def files(folder): return {p for p in folder.iterdir() if p.suffix!='.ipynb' and p.name not in ('__pycache__', '.ipynb_checkpoints')}
 
-def test_there_are_notebooks(): assert {'index', '00_draw'} <= set(map(name, notebooks()))
+def test_there_are_notebooks(): assert {'index', 'mix/05_draw', 'tutorials/01_from_scratch'} <= set(map(name, notebooks()))
 
 @pytest.mark.parametrize('nb', notebooks(), ids=name)
 def test_notebook(nb):

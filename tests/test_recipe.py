@@ -78,7 +78,7 @@ class Steps(Callback):
     order,run_valid = 30,False
     def before_step(self):
         cb = next((cb for cb in self.learn.cbs if isinstance(cb, MixHandler) and cb.plan is not None), None)
-        Steps.to.append((self.epoch, self.iter, [h['lr'] for h in self.opt.hypers], self.opt.hypers[-1]['mom'], cb and cb.now))
+        Steps.to.append((self.epoch, self.iter, [h['lr'] for h in self.opt.hypers], self.opt.hypers[-1]['mom'], cb and (cb.batch.prob, cb.batch.strength)))
 
 @pytest.mark.parametrize('s', curves, ids=['off','hesitation','product','cos'])
 @pytest.mark.parametrize('stop', [None,2,5])
