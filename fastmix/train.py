@@ -7,7 +7,7 @@ Docs: https://fastmix.github.io/fastmix/command/train.html.md"""
 # %% auto #0
 __all__ = ['mix_cbs', 'train_cli']
 
-# %% ../nbs/command/03_train.ipynb #b9e9d48d
+# %% ../nbs/command/03_train.ipynb #03d07b22
 import signal
 import sys
 import warnings
@@ -64,7 +64,7 @@ from .resume import FolderInUse, OtherRun
 from .runs import is_finished, pictures_checksum, run_folder, write_whole
 from .schedule import hesitation, off_after, warm_up
 
-# %% ../nbs/command/03_train.ipynb #1228380b
+# %% ../nbs/command/03_train.ipynb #a92d2d8f
 from .data import check_folder
 from .models import small_resnet
 from .show import show_mix
@@ -175,7 +175,7 @@ def _try_model(model, arch, n_out, size, bs):
         if getattr(o, 'shape', None)!=(len(x),n_out): raise BadArgument(
             f"--arch {arch}: its output is no tensor with a column for each of the {n_out} classes, but a {type(o).__name__}; take another")
 
-# %% ../nbs/command/03_train.ipynb #57d21207
+# %% ../nbs/command/03_train.ipynb #ef784910
 def _print_epoch(learn, row):
     "One line for an epoch that is done"
     row = dict(zip(learn.recorder.metric_names, row))
@@ -194,7 +194,7 @@ def _line_an_epoch(learn):
         with learn.no_bar(): yield
     finally: learn.logger = logger
 
-# %% ../nbs/command/03_train.ipynb #160da1ee
+# %% ../nbs/command/03_train.ipynb #97c569b7
 def _mix_schedule(a, learn):
     "How mixing goes through the run; `None` if nothing is mixed, so that `fit_long` adds no mixing of its own"
     if not any(hasattr(learn, o) for o in ('mix_up','cut_mix','cut_mix_up')): return None
@@ -220,7 +220,7 @@ def _fit(
                            ema=a.ema, clip=a.clip, advice=False, cbs=csv)
     except FolderInUse: raise BadArgument(f"--out {out}: another process trains into it; wait for it, or give another --out") from None
     except OtherRun as e: raise BadArgument(f"--out {out}: holds another run ({str(e).splitlines()[1].strip()}); give another") from None
-    except ValueError as e: raise BadArgument(f"--out {out}: {e}") from None
+    except ValueError as e: raise BadArgument(f"--out {out}: {str(e).partition(': ')[0]}; remove it to start afresh, or give another --out") from None
     if got and learn.epoch+1<a.epochs: raise _Stopped(got[0])
 
 # %% ../nbs/command/03_train.ipynb #d5e0bf9a
@@ -303,7 +303,7 @@ def _agree(f):
     if isinstance(res, Exception): raise res
     return res
 
-# %% ../nbs/command/03_train.ipynb #a4ce801e
+# %% ../nbs/command/03_train.ipynb #0c7f938a
 def _run_command(a):
     "Check, train, report"
     _check_args(a)
@@ -331,7 +331,7 @@ def _report(a, name, out, done):
     print(f"written to {out}: {', '.join(sorted(o.name for o in out.iterdir() if o.is_file()))}")
     return acc
 
-# %% ../nbs/command/03_train.ipynb #5193536d
+# %% ../nbs/command/03_train.ipynb #fbf0e3f2
 def _fail(e, code):
     "One line, whatever characters are in it"
     line = re.sub('[\\x00-\\x1f\\x7f]+', ' ', f'fastmix-train: {e}')
