@@ -28,12 +28,16 @@ def _one_weight(plan):
     if isinstance(plan.lam, Tensor): return plan.lam[0] if plan.per_batch else None
     return float(plan.lam[0]) if plan.n and plan.lam.min()==plan.lam.max() else None
 
+def _loss(spec, pred, yb):
+    "The user's loss; a `TypeError` if it is no tensor"
+    l = spec.loss_func(pred, *yb)
+    if not isinstance(l, Tensor): raise TypeError(f"{spec.name} returns a {type(l).__name__}: a loss must be one tensor, so add up its parts")
+    return l
+
 def _blend_two(spec, pred, yb, yb1, w):
     "`w` times the loss on `yb` and `1-w` times that on `yb1`"
     if not isinstance(w, Tensor) and w in (0,1): return spec.loss_func(pred, *(yb if w else yb1))
-    a,b = spec.loss_func(pred, *yb),spec.loss_func(pred, *yb1)
-    if not isinstance(a, Tensor): raise TypeError(f"{spec.name} returns a {type(a).__name__}: a loss must be one tensor, so add up its parts")
-    return w*a + (1-w)*b
+    return w*_loss(spec, pred, yb) + (1-w)*_loss(spec, pred, yb1)
 
 # %% ../nbs/loss/02_loss.ipynb #6fccaac3
 @contextmanager
@@ -67,11 +71,10 @@ def _unreduced(spec, pred, yb):
 # %% ../nbs/loss/02_loss.ipynb #e892ba63
 def _single_losses(spec, pred, yb):
     "(n,...) the loss of every sample as a batch of one"
-    def one(p, t): return plain_tensor(spec.loss_func(p, *t))
     batch = map_tensors(plain_tensor, (pred, list(yb)))
     def call(*single):
         it = iter(single)
-        return one(*map_tensors(lambda _: next(it)[None], batch))
+        return plain_tensor(_loss(spec, *map_tensors(lambda _: next(it)[None], batch)))
     return torch.vmap(call, randomness='different')(*nested_tensors(batch))
 
 # %% ../nbs/loss/02_loss.ipynb #7e42b0d1
@@ -106,7 +109,7 @@ def _reduced_how(total, l, counted):
 def _find_form(spec, pred, yb, yb1):
     "How a loss gives a value for each sample, and why it does not: `(form, reason)`, both `None` if these batches cannot tell"
     n = len(nested_tensors(list(yb))[0])
-    def whole(p, t): return plain_tensor(spec.loss_func(p, *t))
+    def whole(p, t): return plain_tensor(_loss(spec, p, t))
     def unreduced(p, t): return _unreduced(spec, p, t)
     total = [whole(pred, t) for t in (yb, yb1)]
     if (l := unreduced(pred, yb)) is not None or total[0].numel()>1:
@@ -155,8 +158,8 @@ def _check_count(spec, l, n, pred, yb):
 def _refuse(spec, why, yb):
     blended = any(isinstance(y, Tensor) and y.is_floating_point() for y in yb)
     raise ValueError(f"{spec.name} {why}, so samples cannot have weights of their own: use mode='batch'"
-        f"{', or interpolate_loss=False for the loss on the blended target' if blended else ''}, or give the loss a `reduction` attribute with "
-        "a 'none' that gives one value or more for each sample")
+        f"{', or interpolate_loss=False for its value on the blended target' if blended else ''}, or give the loss a `reduction` "
+        "whose 'none' has a value for each sample")
 
 # %% ../nbs/loss/02_loss.ipynb #13d7c5f2
 def _blend_samples(spec, pred, yb, yb1, lam):
@@ -169,7 +172,7 @@ def _blend_samples(spec, pred, yb, yb1, lam):
     if form in ('mean','sum',None):
         l,l1 = (_single_losses(spec, pred, t) for t in (yb, yb1))
         return _mix_singles(form or 'mean', l, l1, lam, *(_counted(o.reshape(len(lam)), (pred, list(t))) for o,t in ((l,yb),(l1,yb1))))
-    l,l1 = (_unreduced(spec, pred, t) if form=='unreduced' else plain_tensor(spec.loss_func(pred, *t)) for t in (yb, yb1))
+    l,l1 = (_unreduced(spec, pred, t) if form=='unreduced' else plain_tensor(_loss(spec, pred, t)) for t in (yb, yb1))
     if not spec.known:
         for o,t in ((l,yb),(l1,yb1)): _check_count(spec, o, len(lam), pred, t)
     shape,r = l.shape,spec.reduction

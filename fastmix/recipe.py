@@ -27,7 +27,8 @@ from .schedule import factors, off_after
 from .handler import MixHandler
 from .methods import CutMixUp, MixUp
 from .record import MixRecorder
-from .ema import EMA, EMA_SHARE, n_steps, same_random
+from .probe import same_random
+from .ema import EMA, EMA_SHARE, n_steps
 from .rank import rank
 from .checkpoint.parts import check_batches
 from .resume import Resume
