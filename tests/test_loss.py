@@ -220,7 +220,7 @@ def test_targets_with_a_dimension_to_spare(shape):
     f = torch.nn.CrossEntropyLoss(reduction='none')
     lam = torch.from_numpy(plan.lam).view(-1, *[1]*(bare.ndim-1))
     want = (lam*f(pred, bare) + (1-lam)*f(pred, plan.partners_of(bare))).mean()
-    got = mixed_cross_entropy(pred, y, plan.partners_of(y), per_sample(plan.lam, y), cross_entropy_of(torch.nn.CrossEntropyLoss()))
+    got = mixed_cross_entropy(pred, y, plan.partners_of(y), per_sample(plan.lam, y), loss_spec(torch.nn.CrossEntropyLoss()).ce)
     torch.testing.assert_close(got, want)
 
 # --- what a loss is
