@@ -8,7 +8,7 @@ Docs: https://fastmix.github.io/fastmix/pictures/plots.html.md"""
 __all__ = ['Run', 'plot_lam', 'planned_run', 'plot_schedule', 'plot_run']
 
 # %% ../nbs/pictures/00_plots.ipynb #3afd5a7d
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -21,7 +21,7 @@ from fastcore.foundation import L
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from .schedule import factors
+from .schedule import Schedule, factors
 from .checks import number
 from .draw import draw_lam, make_rng
 from .recipe import LONG
@@ -52,7 +52,7 @@ def planned_run(
     div_final:float=LONG.div_final, # and ends at `lr_max/div_final`
     pct_start:float=LONG.pct_start, # Share of the run in which the learning rate rises
     moms:tuple=(.95,.85,.95), # Momentum at the start, at the highest learning rate, at the end
-    schedule:Callable|None=LONG.schedule, # Of mixing; `None`: the same from beginning to end
+    schedule:Schedule|None=LONG.schedule, # Of mixing; `None`: the same from beginning to end
     prob:float=1., # The mixing callback's own chance to mix, in [0,1]
     steps:int=100, # Steps an epoch
 )->pd.DataFrame: # Columns `epoch`, `lr`, `mom`, `mix_prob` and, if the schedule changes it, `mix_strength`; a row for each step
@@ -87,7 +87,8 @@ def _step_table(run):
     rec = run.recorder
     hps = getattr(rec, 'hps', None) or dict(lr=getattr(rec, 'lrs', []))
     n,steps = len(hps['lr']),len(run.dls.train)
-    if not n: raise ValueError("the learner has not been trained; for a run to come use plot_schedule(planned_run(n_epoch, lr_max))")
+    if not n: raise ValueError("the learner has not been trained; "
+                               "for a run to come use plot_schedule(planned_run(n_epoch, lr_max))")
     first = max(0, int(run.pct_train*run.n_epoch - n/steps + 1e-6))    # a fit begins with an epoch
     return pd.DataFrame({k:v for k,v in hps.items() if len(v)==n}).assign(epoch=first+np.arange(n)/steps)
 
@@ -141,7 +142,7 @@ def _curve_columns(h, metrics):
         if loss or metrics is None or base in metrics: yield c,int(not loss),base
 
 def plot_run(
-    history:Run|dict[str,Run], # A learner just trained, `history.csv` or its folder, its `DataFrame`, or a dict of name to any of these
+    history:Run|dict[str,Run], # A learner just trained, `history.csv`, its folder or `DataFrame`, or a dict of name to any of these
     metrics:list[str]|None=None, # Names of the metrics to draw; `None`: all
     axs:Sequence[Axes]|None=None, # Two axes
     figsize:tuple=(9,3), # Inches

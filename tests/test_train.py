@@ -290,8 +290,8 @@ def test_a_log(folder, here):
     p = subprocess.run(cli(d, '--epochs', 2, '--size', 16, '--bs', 16, '--workers', 0, '--ema', .5), cwd=here, capture_output=True, env={**os.environ, 'OMP_NUM_THREADS':'1', 'PYTHONIOENCODING':'ascii'})
     assert p.returncode==0 and p.stderr==b'', p.stderr
     lines = p.stdout.decode('ascii').splitlines()
-    assert [l.partition(':')[0] for l in lines[:2]]==['epoch 1/2','epoch 2/2'] and 'valid_loss' in lines[0] and 'ema_accuracy' in lines[0]
-    assert len(lines)==4 and '\r' not in p.stdout.decode() and lines[-1].startswith('written to runs/pics-')
+    assert [l.partition(':')[0] for l in lines[1:3]]==['epoch 1/2','epoch 2/2'] and 'valid_loss' in lines[1] and 'ema_accuracy' in lines[1]
+    assert len(lines)==5 and '\r' not in p.stdout.decode() and lines[-1].startswith('written to runs/pics-')
     assert files(here/'runs'/d.name)==FILES
     p = run(d, '--epochs', 2, '--size', 16, '--bs', 16, '--arch', 'nothing', cwd=here)
     assert p.returncode==2 and len(p.stderr.splitlines())==1
