@@ -9,7 +9,6 @@ __all__ = ['MixedLoss']
 
 # %% ../nbs/loss/02_loss.ipynb #f9109e3f
 import copy
-from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -40,13 +39,13 @@ def _blend_two(spec, pred, yb, yb1, w):
     return w*_loss(spec, pred, yb) + (1-w)*_loss(spec, pred, yb1)
 
 # %% ../nbs/loss/02_loss.ipynb #6fccaac3
-@contextmanager
-def _without_reduction(loss_func):
-    "The user's own loss with `reduction='none'` for a moment"
-    old = loss_func.reduction
-    loss_func.reduction = 'none'
-    try: yield loss_func
-    finally: loss_func.reduction = old
+def _unreduced_own(f, pred, yb):
+    "The user's own loss with `reduction='none'` for a moment; `None` if it cannot be set, as in TorchScript"
+    old = f.reduction
+    try: f.reduction = 'none'
+    except Exception: return None
+    try: return f(pred, *yb)
+    finally: f.reduction = old
 
 def _unreduced_copy(spec):
     "A copy of a loss of the table with `reduction='none'`; class weights are shared with the user's"
@@ -63,8 +62,7 @@ def _unreduced(spec, pred, yb):
     f = spec.loss_func
     if not hasattr(f, 'reduction'): l = f(pred, *yb, reduction='none') if spec.keyword else None
     elif spec.known: l = _unreduced_copy(spec)(pred, *yb)
-    else:
-        with _without_reduction(f): l = f(pred, *yb)
+    else: l = _unreduced_own(f, pred, yb)
     if not isinstance(l, Tensor) or not l.ndim: return None
     return plain_tensor(l).sum(-1) if getattr(spec.inner, 'sum_classes', False) else plain_tensor(l)
 
