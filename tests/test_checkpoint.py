@@ -239,7 +239,8 @@ def test_new_cycle_is_exact(tmp_path):
     ends = []
     for name,stop,same in (('a',None,False), ('b',Stop('after_batch', 2),False), ('c',Stop('after_batch', 0),True)):
         d = tmp_path/name
-        learn,_ = long(d)
+        learn = learner(d)
+        fit(learn, 3, CSVLogger(), resume())
         begin = digest(learn.model.state_dict())
         def again(learn, *cbs): return fit(learn, 4, CSVLogger(), Resume('run', resume='weights', ignore=(Stop,Look)), Look(), *cbs, lr=1e-3)
         class Look(Callback):
