@@ -535,7 +535,8 @@ def lines_of(f, stop=None):
     finally: sys.settrace(None)
     return n
 
-def test_interrupted_at_any_line(tmp_path):
+@pytest.mark.parametrize('every', [1/30, pytest.param(1/900, marks=pytest.mark.fuzz)], ids=['some','most'])
+def test_interrupted_at_any_line(tmp_path, every):
     "The learner is as it was, or the next fit finds it so: its callbacks, their names and schedules, its logger, its loss; and the folder is free"
     d = Digits(0,32,False)
     def make(path):
@@ -547,7 +548,7 @@ def test_interrupted_at_any_line(tmp_path):
     n = lines_of(lambda: call(make(tmp_path/'count')))
     assert n>1000
     bad = []
-    for stop in range(1, n, max(1, n//90)):
+    for stop in range(1, n, max(1, int(n*every))):
         learn = make(tmp_path/str(stop))
         cbs,names,f = list(learn.cbs),set(vars(learn)),learn.loss_func
         with redirect_stdout(io.StringIO()):
