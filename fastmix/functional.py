@@ -209,7 +209,7 @@ def _each_target(f, target, num_classes, *more):
     return type(target)(*res.values()) if hasattr(target, '_fields') else type(target)(res.values())
 
 # %% ../nbs/loop/00_functional.ipynb #e0ce5950
-def _place(t, n, lam, bbox, mask, resize):
+def _targets_plan(t, n, lam, bbox, mask, resize):
     "The plan of which `t` and its partner's target are the two sides"
     if bbox is None and mask is None: return Plan(n, lam, lam, per_batch=not isinstance(lam, Tensor))
     ones = _same_for_all(1, n)
@@ -237,7 +237,7 @@ def mix_targets(
             f"mixing has shape {tuple(mixing.shape)}; it must be one weight, or {n}, one for each sample")
         lam = (1-mixing).reshape(-1).expand(n)
     else: lam = _same_for_all(1-number('mixing', mixing, 0, 1), n)
-    def mixed(t, c, t1): return mix_soft_target(t, _place(t, n, lam, bbox, mask, resize), c, label_smoothing, multi_label, source=t1)
+    def mixed(t, c, t1): return mix_soft_target(t, _targets_plan(t, n, lam, bbox, mask, resize), c, label_smoothing, multi_label, source=t1)
     return _each_target(mixed, target, num_classes, target_perm)
 
 # %% ../nbs/loop/00_functional.ipynb #c70f01b9
