@@ -20,6 +20,28 @@ def drop_nested_links(cell):
     "An nbdev `doc_procs` processor: a name in the text of a link is no link of its own, which would break both"
     if cell['cell_type']=='markdown': cell['source'] = _TEXT.sub(lambda m: re.sub(_NAME, r'\g<name>', m[0]), cell['source'])
 
+_FOREIGN = re.compile(r"((?:fastai|timm|torchvision|Composer|PyTorch|keras|OpenMixup)(?:'s|’s)(?: own)? )"+_NAME)
+
+def drop_foreign_links(cell):
+    "An nbdev `doc_procs` processor: \"fastai's `MixUp`\" is not ours, so it leads to no page of ours"
+    if cell['cell_type']=='markdown': cell['source'] = _FOREIGN.sub(lambda m: m[1]+m['name'] if 'fastmix' in m[0] else m[0], cell['source'])
+
+class fold_solutions:
+    "An nbdev `doc_procs` processor: a code cell with `#| solution: N` stands in a folded box, its output too"
+    def __init__(self, nb): self.nb = nb
+    def begin(self):
+        from fastcore.nbio import mk_cell
+        cells = []
+        for c in self.nb.cells:
+            what = c.directives_.get('solution') if c['cell_type']=='code' else None
+            if what is None: cells.append(c)
+            else:
+                c['source'] = re.sub(r'^#\| solution:.*\n', '', c['source'])
+                head = f'::: {{.callout-tip collapse="true" title="Solution of exercise {what}"}}'
+                cells += [mk_cell(head, 'markdown'), c, mk_cell(':::', 'markdown')]
+                for o in cells[-3], cells[-1]: o.directives_ = {}
+        self.nb.cells = cells
+
 def _text(o): return o if isinstance(o, str) else ''.join(o)
 
 def _split(source):
@@ -42,16 +64,22 @@ def _markdown(source, site):
     parts = re.split(r'(^```.*?^```[ ]*$)', source, flags=re.M|re.S)
     return ''.join(p if i%2 else re.sub(r'(\]\()([^)\s]+)', lambda m: m[1]+_link(m[2], site), p) for i,p in enumerate(parts))
 
-def _outputs(cell, files):
+def _words(dirs, key):
+    "The text of a cell's `#| key: text`"
+    return next((o.partition(':')[2].strip().strip('"') for o in dirs if o.startswith(key+':')), '')
+
+def _outputs(cell, files, site='', alt='', caption=''):
     "A code cell's outputs as markdown, with the tables of HTML ones; pictures are added to `files`, a name → bytes dict"
     for i,o in enumerate(cell.get('outputs', [])):
         data = o.get('data', {})
-        if 'image/png' in data:
-            name = f"index_files/{cell['id']}-{i}.png"
-            files[name] = base64.b64decode(_text(data['image/png']))
-            yield f'![]({name})'
+        picture = next((k for k in ('image/png', 'image/jpeg') if k in data), None)
+        if picture:
+            name = f"index_files/{cell['id']}-{i}.{dict(png='png', jpeg='jpg')[picture[6:]]}"
+            files[name] = base64.b64decode(_text(data[picture]))
+            yield f'![{alt}]({name})'
+            if caption: yield f'*{caption}*'
         elif 'text/html' in data: yield from re.findall(r'<table\b.*?</table>', _text(data['text/html']), flags=re.S)
-        elif 'text/markdown' in data: yield _text(data['text/markdown']).strip('\n')
+        elif 'text/markdown' in data: yield _markdown(_text(data['text/markdown']).strip('\n'), site)
         else:
             text = _text(o.get('text') or data.get('text/plain', '')).rstrip()
             if text: yield '\n'.join('    '+l if l else l for l in text.splitlines())
@@ -68,7 +96,7 @@ def readme(
         if cell['cell_type']=='markdown': res.append(_markdown(src, site))
         else:
             if 'echo: false' not in dirs: res.append(f'```python\n{src}\n```')
-            if 'output: false' not in dirs: res.extend(_outputs(cell, files))
+            if 'output: false' not in dirs: res.extend(_outputs(cell, files, site, _words(dirs, 'fig-alt'), _words(dirs, 'fig-cap')))
     note = '<!-- Written from nbs/index.ipynb by `python -m fastmix._docs`: edit the notebook -->'
     return '\n\n'.join([res[0], note, *res[1:]])+'\n', files
 
@@ -102,7 +130,7 @@ def write_pages(root='.'):
     nb = json.loads((root/'nbs/index.ipynb').read_text(encoding='utf-8'))
     text,files = readme(nb, cfg.doc_url)
     (root/'README.md').write_text(text, encoding='utf-8')
-    for old in root.glob('index_files/*.png'): old.unlink()
+    for old in root.glob('index_files/*.*'): old.unlink()
     for name,data in files.items():
         (root/name).parent.mkdir(exist_ok=True)
         (root/name).write_bytes(data)

@@ -9,6 +9,7 @@ __all__ = ['small_resnet', 'arch_names', 'make_model']
 
 # %% ../nbs/command/01_models.ipynb #fbe5bb5d
 import difflib
+from types import ModuleType
 
 import torchvision
 from fastai.layers import ConvLayer, ResBlock
@@ -29,29 +30,30 @@ def small_resnet(
     head = nn.AdaptiveAvgPool2d(1),nn.Flatten(),nn.Linear(widths[-1], n_out)
     return nn.Sequential(ConvLayer(3, widths[0], stride=2 if big else 1), *blocks, *head)
 
-def _timm():
+# %% ../nbs/command/01_models.ipynb #1de3e85a
+def _timm()->ModuleType|None:
+    "timm, if it is installed"
     try: import timm
     except ImportError: return None
     return timm
 
-def arch_names()->list:
+def arch_names()->list[str]: # Ours, fastai's, torchvision's, timm's; each name once
     "Names that `make_model` knows"
-    fast = [n for n in vars(xresnet) if n.startswith('x') and n[-1].isdigit() or n.startswith('x') and 'deep' in n]
-    timm = _timm()
-    names = ['small', *fast, *torchvision.models.list_models(module=torchvision.models), *(timm.list_models() if timm else [])]
-    return list(dict.fromkeys(names))
+    fast = [n for n in vars(xresnet) if n[0]=='x' and (n[-1].isdigit() or 'deep' in n)]
+    vision = torchvision.models.list_models(module=torchvision.models)
+    return list(dict.fromkeys(['small', *fast, *vision, *(_timm().list_models() if _timm() else [])]))
 
 def make_model(
     arch:str, # One of `arch_names()`
     n_out:int, # Number of classes
     size:int, # Pixels
-)->nn.Module:
+)->nn.Module: # Raises `BadArgument` for a name that is not known, with the names that look like it
     "A model from scratch by name: ours, fastai's, torchvision's, timm's, in this order"
     names = arch_names()
     if arch not in names:
         close = difflib.get_close_matches(arch, names, 3)
-        raise BadArgument(f"--arch {arch}: not known{', did you mean ' + ' or '.join(close) + '?' if close else ''}"
-                          f"{'' if _timm() else ' (pip install timm for its models)'}")
+        hint = f", did you mean {' or '.join(close)}?" if close else '; --list-archs lists them'
+        raise BadArgument(f"--arch {arch}: not known{hint}{'' if _timm() else ' (pip install timm for its models)'}")
     if arch=='small': return small_resnet(n_out, size)
     if arch in vars(xresnet): return getattr(xresnet, arch)(n_out=n_out)
     if arch in torchvision.models.list_models(): return torchvision.models.get_model(arch, weights=None, num_classes=n_out)

@@ -8,7 +8,9 @@ Docs: https://fastmix.github.io/fastmix/pictures/plots.html.md"""
 __all__ = ['plot_lam', 'planned_run', 'plot_schedule', 'plot_run']
 
 # %% ../nbs/pictures/00_plots.ipynb #3afd5a7d
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,21 +18,22 @@ import pandas as pd
 from fastai.callback.schedule import combined_cos
 from fastai.learner import Learner
 from fastcore.foundation import L
+from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from .schedule import factors
+from .schedule import Schedule, factors
 from .checks import number
 from .draw import draw_lam, make_rng
 from .recipe import LONG
 
 # %% ../nbs/pictures/00_plots.ipynb #e1aeb69c
 def plot_lam(
-    alphas=(.1,.2,.4,1.,2.), # Of Beta(alpha,alpha), one or several, each 0 or more
+    alphas:float|Sequence[float]=(.1,.2,.4,1.,2.), # Of Beta(alpha,alpha), one or several, each 0 or more
     fold:bool=True, # As fastai's MixUp: a sample keeps at least half of itself
     n:int=100_000, # Draws for each
-    ax=None, # Axes to draw on
+    ax:Axes|None=None, # Axes to draw on
     figsize:tuple=(5,3), # Inches
-): # The axes
+)->Axes: # Raises a `ValueError` for an alpha below 0
     "Histogram of mixing weights for one or several alphas"
     alphas = [number('alphas', a) for a in (alphas if isinstance(alphas, (list,tuple,L,np.ndarray)) else [alphas])]
     if ax is None: _,ax = plt.subplots(figsize=figsize)
@@ -44,12 +47,12 @@ def plot_lam(
 # %% ../nbs/pictures/00_plots.ipynb #c6fd36a1
 def planned_run(
     n_epoch:int=LONG.n_epoch, # Number of epochs
-    lr_max=1e-3, # Highest learning rate; of a `slice` its end
+    lr_max:float|slice=1e-3, # Highest learning rate; of a `slice` its end
     div:float=LONG.div, # The run starts at `lr_max/div`
     div_final:float=LONG.div_final, # and ends at `lr_max/div_final`
     pct_start:float=LONG.pct_start, # Share of the run in which the learning rate rises
     moms:tuple=(.95,.85,.95), # Momentum at the start, at the highest learning rate, at the end
-    schedule=LONG.schedule, # Of mixing; `None`: the same from beginning to end
+    schedule:Schedule|None=LONG.schedule, # Of mixing; `None`: the same from beginning to end
     prob:float=1., # The mixing callback's own chance to mix, in [0,1]
     steps:int=100, # Steps an epoch
 )->pd.DataFrame: # Columns `epoch`, `lr`, `mom`, `mix_prob` and, if the schedule changes it, `mix_strength`; a row for each step
@@ -62,49 +65,56 @@ def planned_run(
     return res if (mix[:,1]==1).all() else res.assign(mix_strength=mix[:,1])
 
 # %% ../nbs/pictures/00_plots.ipynb #cf254352
-def _frame(o):
-    "A run as a table: a `DataFrame`, a csv file, the folder of a run, or lists by name"
-    if isinstance(o, (str,Path)): return pd.read_csv(Path(o)/'history.csv' if Path(o).is_dir() else o)
-    return o if isinstance(o, pd.DataFrame) else pd.DataFrame(o)
+_Run: TypeAlias = Learner|pd.DataFrame|dict|str|Path
 
-def _runs(run, read):
+def _read_table(o):
+    "A run as a table: a `DataFrame`, a csv file, the folder of a run, or lists by name"
+    if not isinstance(o, (str,Path)): return o if isinstance(o, pd.DataFrame) else pd.DataFrame(o)
+    file = Path(o)/'history.csv' if Path(o).is_dir() else Path(o)
+    try: res = pd.read_csv(file)
+    except ValueError as e: raise ValueError(f"{file} cannot be read as a table ({str(e).strip()})") from None
+    if 'epoch' not in res: raise ValueError(f"{file} is no history of a run: it has no column `epoch`")
+    return res
+
+def _tables_by_name(run, read):
     "One or more runs as tables by name"
     many = isinstance(run, dict) and not any(isinstance(o, (list,np.ndarray,pd.Series)) for o in run.values())
     return {k:read(o) for k,o in run.items()} if many else {'':read(run)}
 
-def _steps(run):
-    "What a recorder knows of each step, with the position in epochs; else `_frame`"
-    if not isinstance(run, Learner): return _frame(run)
+def _step_table(run):
+    "What a recorder knows of each step, with the position in epochs; else `_read_table`"
+    if not isinstance(run, Learner): return _read_table(run)
     rec = run.recorder
     hps = getattr(rec, 'hps', None) or dict(lr=getattr(rec, 'lrs', []))
     n,steps = len(hps['lr']),len(run.dls.train)
-    if not n: raise ValueError("the learner has not been trained; for a run to come use plot_schedule(planned_run(n_epoch, lr_max))")
+    if not n: raise ValueError("the learner has not been trained; "
+                               "for a run to come use plot_schedule(planned_run(n_epoch, lr_max))")
     first = max(0, int(run.pct_train*run.n_epoch - n/steps + 1e-6))    # a fit begins with an epoch
     return pd.DataFrame({k:v for k,v in hps.items() if len(v)==n}).assign(epoch=first+np.arange(n)/steps)
 
-def _smooth(x, y, n=200):
+def _thin_out(x, y, n=200):
     "Means over at most `n` parts of a run"
     if len(x)<=n: return x,y
     part = np.arange(len(x))*n//len(x)
     return pd.Series(x).groupby(part).mean(),pd.Series(y).groupby(part).mean()
 
-_MIXING = dict(mix_prob=('chance of mixing','-'), mix_strength=('strength','--'), mix_weight=("mean weight of partners",':'))
+_MIXING_LINES = dict(mix_prob=('chance of mixing','-'), mix_strength=('strength','--'), mix_weight=("mean weight of partners",':'))
 
 def plot_schedule(
-    run, # A trained learner, `planned_run`, a `history.csv`, its `DataFrame`, or a dict of name to any of these
-    axs=None, # Axes: learning rate, momentum, mixing
+    run:_Run|dict[str,_Run], # A trained learner, `planned_run`, a `history.csv`, its `DataFrame`, or a dict of name to any of these
+    axs:Sequence[Axes]|None=None, # Axes: learning rate, momentum, mixing
     figsize:tuple=(10,2.6), # Inches
-): # The axes
+)->Sequence[Axes]: # The axes; raises a `ValueError` for a learner that has not been trained, or a file that is no history
     "Learning rate, momentum and mixing through one or more runs"
-    runs = _runs(run, _steps)
+    runs = _tables_by_name(run, _step_table)
     if axs is None: _,axs = plt.subplots(1, 3, figsize=figsize, layout='constrained')
     for i,(name,h) in enumerate(runs.items()):
         x = h.epoch if 'epoch' in h else np.arange(len(h))
         for ax,c in zip(axs, ('lr','mom')):
             if c in h: ax.plot(x, h[c], label=name)
-        for j,(c,(what,ls)) in enumerate(_MIXING.items()):
+        for j,(c,(what,ls)) in enumerate(_MIXING_LINES.items()):
             if c not in h: continue
-            xy = _smooth(x, h[c]) if c=='mix_weight' else (x, h[c])
+            xy = _thin_out(x, h[c]) if c=='mix_weight' else (x, h[c])
             axs[2].plot(*xy, ls=ls, c=f'C{i if len(runs)>1 else j}', label=what if i==0 else None)
     for ax,what in zip(axs, ('learning rate','momentum','mixing')):
         ax.set(xlabel='epoch' if all('epoch' in h for h in runs.values()) else 'step', title=what)
@@ -114,9 +124,9 @@ def plot_schedule(
     return axs
 
 # %% ../nbs/pictures/00_plots.ipynb #19d81a3f
-def _epochs(run):
-    "What a recorder knows of each epoch; else `_frame`"
-    if not isinstance(run, Learner): return _frame(run)
+def _epoch_table(run):
+    "What a recorder knows of each epoch; else `_read_table`"
+    if not isinstance(run, Learner): return _read_table(run)
     rec = run.recorder
     names = list(rec.metric_names)[1:len(rec.metric_names)-bool(rec.add_time)] if getattr(rec, 'lrs', None) else None
     if names is None or not len(rec.values) or len(rec.values[-1])!=len(names):
@@ -124,7 +134,7 @@ def _epochs(run):
     first = max(0, run.epoch+1-len(rec.values))
     return pd.DataFrame([list(o) for o in rec.values], columns=names).assign(epoch=range(first, first+len(rec.values)))
 
-def _curves(h, metrics):
+def _curve_columns(h, metrics):
     "`(column, which axes, its fellow without ema_)` for each column to draw"
     for c in h.columns:
         if c in ('epoch','time') or c.startswith(('lr','mom','mix_')) or not pd.api.types.is_numeric_dtype(h[c]): continue
@@ -132,17 +142,17 @@ def _curves(h, metrics):
         if loss or metrics is None or base in metrics: yield c,int(not loss),base
 
 def plot_run(
-    history, # A learner just trained, `history.csv` or its folder, its `DataFrame`, or a dict of name to any of these
-    metrics:list|None=None, # Names of the metrics to draw; `None`: all
-    axs=None, # Two axes
+    history:_Run|dict[str,_Run], # A learner just trained, `history.csv`, its folder or `DataFrame`, or a dict of name to any of these
+    metrics:list[str]|None=None, # Names of the metrics to draw; `None`: all
+    axs:Sequence[Axes]|None=None, # Two axes
     figsize:tuple=(9,3), # Inches
-): # The two axes
+)->Sequence[Axes]: # The two axes; raises a `ValueError` for a learner without a history, or a file that is none
     "Losses and metrics of one or more runs by epoch"
-    runs = _runs(history, _epochs)
+    runs = _tables_by_name(history, _epoch_table)
     if axs is None: _,axs = plt.subplots(1, 2, figsize=figsize, layout='constrained')
     for i,(name,h) in enumerate(runs.items()):
         colours = {}
-        for c,j,base in _curves(h, metrics):
+        for c,j,base in _curve_columns(h, metrics):
             k = colours.setdefault((j,base), sum(o[0]==j for o in colours))
             ls,lw = ('-.',2.2) if c!=base else ('--',1.2) if c.startswith('train') else ('-',1.5)
             axs[j].plot(h.epoch, h[c], label=f"{name} {base}{', averaged' if c!=base else ''}".strip(), ls=ls, lw=lw,

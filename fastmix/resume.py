@@ -14,67 +14,76 @@ from pathlib import Path
 import torch
 from fastai.callback.core import CancelEpochException,CancelFitException,Callback
 from fastai.learner import SkipToEpoch
+from fastai.torch_core import get_model
 from fastcore.basics import patch
 from fastcore.foundation import L
 
 import fastmix.patches
-from .checkpoint.files import FolderInUse, archive, checkpoint_files, lock_folder, newest_checkpoint, read_checkpoint, unlock_folder, write_checkpoint
-from .checkpoint.fingerprint import diff_runs, fingerprint, same_value
-from .checkpoint.history import RunHistory, drop_stale_loggers, show_rows
-from .checkpoint.parts import describe, loaders_of, named_callbacks, settings_of
+from .checkpoint.files import (DamagedCheckpoint, FolderInUse, archive, archives, checkpoint_files, first_line, lock_folder, newest_checkpoint,
+    read_checkpoint, shown, unlock_folder, write_checkpoint)
+from .checkpoint.fingerprint import changes, diff_runs, environment, fingerprint, same_value
+from .checkpoint.history import RunHistory, csv_text, drop_stale_loggers, show_rows
+from .checkpoint.parts import check_batches, describe, loaders_of, named_callbacks, settings_of
 from .checkpoint.serialize import from_plain, to_plain
-from .checkpoint.state import global_state, rank_state, set_global_state, set_rank_state
+from .checkpoint.state import (attrs_at_start, global_state, late_objects, not_restored, rank_state, set_global_state,
+    set_rank_state, set_weights)
 from .rank import all_gather, on_rank_zero, rank
 
 # %% ../nbs/runs/06_resume.ipynb #38f71d55
 _all_ = ['FolderInUse', 'newest_checkpoint', 'read_checkpoint', 'write_checkpoint'] # they live in `checkpoint`, and are imported from here
 
-# %% ../nbs/runs/06_resume.ipynb #4b5eb74d
-def _check_resume(name, every_min, resume, keep, ignore):
-    "Refuse arguments of `Resume` that make no sense"
-    ok = isinstance(name, (str,Path)) and str(name).strip() and Path(name).parts
-    if not ok or Path(name).is_absolute() or '..' in Path(name).parts:
+# %% ../nbs/runs/06_resume.ipynb #8ab0c58e
+def _check_name(name):
+    "Refuse a name that is no folder under the learner's"
+    path = Path(name) if isinstance(name, (str,Path)) and '\0' not in str(name) else Path()
+    odd = any(ord(c)<32 or ord(c)==127 for c in str(name))
+    if odd or not str(name).strip() or not path.parts or path.is_absolute() or path.drive or '..' in path.parts:
         raise ValueError(f"name={name!r}: must be a name such as 'run1', which becomes a folder under learn.path/learn.model_dir")
+
+def _check_resume(every_min, resume, keep, ignore):
+    "Refuse arguments of `Resume` that make no sense"
     if every_min is not None and not (isinstance(every_min, (int,float)) and not isinstance(every_min, bool) and every_min>=0):
         raise ValueError(f"every_min={every_min!r}: must be None or a number of minutes, 0 or more")
-    if resume not in (True,False): raise ValueError(f"resume={resume!r}: must be True or False")
+    if resume not in (True,False,'weights'): raise ValueError(f"resume={resume!r}: must be True, False or 'weights'")
     if not isinstance(keep, int) or keep<1: raise ValueError(f"keep={keep!r}: must be a whole number, 1 or more")
     if not all(isinstance(o, type) and issubclass(o, Callback) for o in ignore):
         raise ValueError(f"ignore={ignore!r}: must be a class of callbacks, or several")
 
+# %% ../nbs/runs/06_resume.ipynb #4b5eb74d
 class Resume(Callback):
     "Save a run at the end of its epochs; the same call, made again, continues it and ends bit by bit the same"
     order = -1000 # before the callbacks that open files and replace loggers
     def __init__(self,
-        name:str, # Name of the run: a folder under `learn.path/learn.model_dir`
+        name:str|Path, # Name of the run: a folder under `learn.path/learn.model_dir`
         every_min:float|None=None, # Save only when this many minutes have passed since the last time; `None`: after each epoch
-        resume:bool=True, # `False`: start afresh, and move the checkpoints that are there into a numbered folder beside them
+        resume:bool|str=True, # `False`: start afresh; `'weights'`: start a new cycle from the saved weights. Both keep what is there in a numbered folder
         keep:int=2, # How many checkpoints are kept, 1 or more
-        ignore:tuple=(), # Classes of callbacks that do not belong to the run: they may come and go, and are neither saved nor compared
+        ignore:type|tuple|list=(), # Classes of callbacks that do not belong to the run: they may come and go, and are neither saved nor compared
     ):
         ignore = tuple(ignore) if isinstance(ignore, (list,tuple,L)) else (ignore,)
-        _check_resume(name, every_min, resume, keep, ignore)
-        self.run_name,self.every_min,self.fresh,self.keep,self.ignore = str(name),every_min,not resume,keep,ignore
-        self._active,self._pause = False,False
+        _check_name(name)
+        _check_resume(every_min, resume, keep, ignore)
+        self.run_name,self.every_min,self.how,self.keep,self.ignore = str(name),every_min,resume,keep,ignore
+        self._active,self._pause,self._lock,self._history = False,False,None,None
 
     def before_fit(self):
-        "Note what other callbacks are about to change"
+        "Note what other callbacks are about to change, and the folder, which is relative to one that may change in a fit"
         drop_stale_loggers(self.learn)
-        self._loss,self._history = describe(self.learn.loss_func),RunHistory(self.learn)
+        self._loss,self._history,self._folder = describe(self.learn.loss_func),RunHistory(self.learn),self.folder.absolute()
 
     def after_cancel_epoch(self): self._epoch_done = True
     def after_train(self):
         if not self._active and not hasattr(self.learn, 'lr_finder'):
             warnings.warn(f"Resume('{self.run_name}') does not save: something has replaced the loop over the epochs, `Learner._do_fit`")
 
-    def pause(self):
+    def pause(self)->None:
         "Save at the end of the current epoch and end the fit there; the same call continues"
         self._pause = True
 
     @property
     def folder(self)->Path:
         "Where the checkpoints are"
-        return self.learn.path/self.learn.model_dir/self.run_name
+        return self._folder if self._lock else self.learn.path/self.learn.model_dir/self.run_name
 
     @property
     def apart(self)->tuple:
@@ -82,132 +91,39 @@ class Resume(Callback):
         return (Resume,*self.ignore)
 
     def _tell(self, s):
-        if not rank(): print(f'{self.run_name}: {s}')
-
-# %% ../nbs/runs/06_resume.ipynb #59c0bfff
-def _environment(learn):
-    "What should be the same for the same bits, but need not be for a run to go on"
-    dev = next(learn.model.parameters()).device
-    name = torch.cuda.get_device_name(dev) if dev.type=='cuda' else dev.type
-    workers = [getattr(dl, 'fake_l', dl).num_workers for dl in loaders_of(learn.dls)]
-    return {'torch':str(torch.__version__), 'threads':torch.get_num_threads(), 'device':name, 'workers':workers}
-
-@patch
-def _prepare(self:Resume):
-    "In the first process: a folder to write to and the checkpoint in it, if there is one"
-    try:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock_folder(self.folder)
-        self._locked = True
-        for f in self.folder.glob('.epoch_*.tmp'): f.unlink()
-        if self.fresh: archive(self.folder)
-    except OSError as e: raise self._os_error(e, self.folder) from e
-    return newest_checkpoint(self.folder)
-
-@patch
-def _os_error(self:Resume, e, path):
-    return type(e)(e.errno, f"{e.strerror}: Resume('{self.run_name}') cannot write {path}. What is saved already is whole: "
-                   "make room, or make the folder writable, and make the same call again")
-
-# %% ../nbs/runs/06_resume.ipynb #73dbee23
-class OtherRun(ValueError): "A checkpoint is of another run than the one that is to continue"
-
-@patch
-def _load_or_start(self:Resume):
-    "Number of epochs that are done, with the learner as it was after them"
-    learn = self.learn
-    names = [cb.run_name for cb in learn.cbs if isinstance(cb, Resume)]
-    if len(names)>1: raise ValueError(f"A fit has one Resume, not {len(names)}: {', '.join(names)}")
-    if any(isinstance(cb, SkipToEpoch) for cb in learn.cbs):
-        raise ValueError("start_epoch: Resume finds out itself where to start, so leave start_epoch out")
-    saved = on_rank_zero(self._prepare)
-    self._run,self._pause,self._saved_at = fingerprint(learn, self._loss, self.apart),False,time.time()
-    self._before = {k:settings_of(cb) for k,cb in named_callbacks(learn, self.apart).items()}
-    if saved and saved['format']!=1: raise ValueError(f"The checkpoint in {self.folder} was written by a newer fastmix: use that one")
-    env = _environment(learn)
-    d = sum(all_gather(diff_runs(self._run, saved['run'], env['torch']==saved['environment']['torch'])), []) if saved else []
-    if not saved or (d and not saved['done']): # nothing is lost of a run that was stopped in its first epoch
-        self._history.write()
-        self._save(0, must=True)
-        return 0
-    if d:
-        seed = "\nIf the split is a random one, give it a seed: RandomSplitter(seed=42)." if 'checksum of the items' in ''.join(d) else ''
-        what = '\n  '.join(dict.fromkeys(d))+seed
-        raise OtherRun(f"Resume('{self.run_name}'): the checkpoint in {self.folder} is of another run.\n  {what}\n"
-                       "Make the same call as before, or choose another name, or start afresh with resume=False.")
-    self._restore(saved)
-    changed = [f"{k} {v} (was {saved['environment'].get(k)})" for k,v in env.items() if v!=saved['environment'].get(k)]
-    if changed: self._tell(f"goes on with {', '.join(changed)}, so not bit by bit as it would have")
-    return saved['done'] if not saved['ended'] else learn.n_epoch
-
-@patch
-def _restore(self:Resume, saved):
-    "Put back all that is in the checkpoint `saved`"
-    learn,done,n = self.learn,saved['done'],self.learn.n_epoch
-    device = next(learn.model.parameters()).device
-    self._history.rows,self._history.offsets,self._ended = from_plain(saved['rows']),saved['starts'],saved['ended']
-    set_global_state(learn, saved['shared'], device)
-    own = saved['own'][rank()]
-    self._history.write()
-    show_rows(learn, self._history.rows)
-    if saved['ended']: self._tell(f'was ended after {done} of {n} epochs, nothing is left to train')
-    elif done==n: self._tell(f'is finished, {done} of {n} epochs, nothing is left to train')
-    else: self._tell(f'continues after {done} of {n} epochs')
-    set_rank_state(learn, own, device, self.apart)
-
-# %% ../nbs/runs/06_resume.ipynb #9409440e
-@patch
-def _should_save(self:Resume, done, ended):
-    "Is it time to save? And has any process been asked to pause?"
-    passed = self.every_min is None or time.time()-self._saved_at>=60*self.every_min
-    o = all_gather((passed, self._pause))
-    self._pause = any(p for _,p in o)
-    return o[0][0] or self._pause or bool(ended) or done==self.learn.n_epoch
-
-@patch
-def _save(self:Resume, done, ended='', must=False):
-    "Write the checkpoint after `done` epochs if it is time to"
-    learn = self.learn
-    if not must and not self._should_save(done, ended): return
-    now = {k:settings_of(cb) for k,cb in named_callbacks(learn, self.apart).items()}
-    settings = {k:{n:v for n,v in s.items() if n in now[k] and same_value(v, now[k][n])} for k,s in self._before.items() if k in now}
-    own = all_gather(rank_state(learn, {k:settings.get(k, {}) for k in now}, self.apart))
-    run = {**self._run, 'callbacks':{k:settings[k] for k in self._run['callbacks'] if k in settings}}
-    on_rank_zero(self._write, done, dict(format=1, done=done, ended=ended, run=run, environment=_environment(learn), own=own,
-                                   rows=to_plain(self._history.rows), starts=self._history.offsets) if not rank() else None)
-    self._saved_at = time.time()
-
-@patch
-def _write(self:Resume, done, state):
-    path = self.folder/f'epoch_{done:04d}.pth'
-    try:
-        write_checkpoint(path, {**state, 'shared':global_state(self.learn)})
-        for f in checkpoint_files(self.folder)[self.keep:]: f.unlink()
-    except OSError as e: raise self._os_error(e, path) from e
+        if not rank(): print(shown(f'{self.run_name}: {s}'))
 
 # %% ../nbs/runs/06_resume.ipynb #66cabc86
 @patch
-def run_epochs(self:Resume):
+def run_epochs(self:Resume)->None:
     "fastai's loop over the epochs, from the first that is not done yet"
-    learn,self._locked,self._ended = self.learn,False,''
     try:
-        try: first = self._load_or_start()
-        except BaseException:
-            self._history.undo()
-            raise
-        self._active = True
-        if self._ended: raise CancelFitException()
-        for epoch in range(first, learn.n_epoch):
-            learn.epoch,self._epoch_done = epoch,False
-            self._run_epoch()
-            self._history.add()
-            self._save(epoch+1)
-            if self._pause and epoch+1<learn.n_epoch:
-                self._tell(f'pauses after {epoch+1} of {learn.n_epoch} epochs')
-                raise CancelFitException()
-    finally:
-        self._active = False
-        if self._locked: unlock_folder(self.folder)
+        try: self._run_all()
+        finally: self._end()
+    finally: self._end()
+
+@patch
+def _end(self:Resume):
+    if self._lock: unlock_folder(self._lock)
+    self._lock,self._active,self._history = None,False,None
+
+@patch
+def _run_all(self:Resume):
+    learn,self._ended = self.learn,''
+    try: first = self._load_or_start()
+    except BaseException:
+        self._history.undo()
+        raise
+    self._active = True
+    if self._ended: raise CancelFitException()
+    for epoch in range(first, learn.n_epoch):
+        learn.epoch,self._epoch_done = epoch,False
+        self._run_epoch()
+        self._history.add()
+        self._save(epoch+1)
+        if self._pause and epoch+1<learn.n_epoch:
+            self._tell(f'pauses after {epoch+1} of {learn.n_epoch} epochs')
+            raise CancelFitException()
 
 @patch
 def _run_epoch(self:Resume):
@@ -221,3 +137,206 @@ def _run_epoch(self:Resume):
             self._history.add()
             self._save(learn.epoch+1, ended='cancelled')
         raise
+
+# %% ../nbs/runs/06_resume.ipynb #73dbee23
+class OtherRun(ValueError): "A checkpoint is of another run than the one that is to continue"
+
+@patch
+def _load_or_start(self:Resume):
+    "Number of epochs that are done, with the learner as it was after them"
+    learn = self.learn
+    self._check_fit()
+    self._lock = on_rank_zero(self._lock_folder)
+    self._run,self._pause,self._saved_at = fingerprint(learn, self._loss, self.apart),False,time.monotonic()
+    self._before = {k:settings_of(cb) for k,cb in named_callbacks(learn, self.apart).items()}
+    self._at_start,self._told,self._cycle = attrs_at_start(learn, self.apart),set(),0
+    saved = on_rank_zero(self._find)
+    here = environment(learn)
+    d = sum(all_gather(self._differences(saved, here)), []) if saved else []
+    if self.how=='weights' and not (saved and saved['cycle'] and not d): return self._start_cycle()
+    if not saved or (d and not saved['done']): return self._start() # nothing is lost of a run that was stopped in its first epoch
+    if d: raise OtherRun(self._refusal(saved, d))
+    self._restore(saved)
+    if changed := changes(here, saved['environment']): self._tell(f"goes on with {', '.join(changed)}, so not bit by bit as it would have")
+    return saved['done'] if not saved['ended'] else learn.n_epoch
+
+@patch
+def _differences(self:Resume, saved, here):
+    try: return diff_runs(self._run, saved['run'], here['torch']==saved['environment']['torch'])
+    except (KeyError,TypeError,AttributeError) as e: raise self._not_ours(f'{type(e).__name__}: {first_line(e)}') from None
+
+@patch
+def _start(self:Resume):
+    "The first checkpoint is there before the history is written: a run that is killed in between begins again with the file as it was"
+    self._save(0, must=True)
+    self._history.write()
+    return 0
+
+# %% ../nbs/runs/06_resume.ipynb #0f7a9f88
+@patch
+def _check_fit(self:Resume):
+    learn = self.learn
+    names = [cb.run_name for cb in learn.cbs if isinstance(cb, Resume)]
+    if len(names)>1: raise ValueError(f"A fit has one Resume, not {len(names)}: {', '.join(names)}")
+    if any(isinstance(cb, SkipToEpoch) for cb in learn.cbs):
+        raise ValueError("start_epoch: Resume finds out itself where to start, so leave start_epoch out")
+    check_batches(learn.dls.train)
+
+@patch
+def _lock_folder(self:Resume):
+    "In the first process: a folder to write to, which is held for this learner"
+    folder = self._folder
+    for f in list(folder.parents)[:len(Path(self.run_name).parts)-1]+[folder]: # a link in a folder from somebody else leads anywhere
+        if f.is_symlink(): raise ValueError(f"{f} is a link: give the run a folder of its own, or name the one that the link leads to")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = lock_folder(folder)
+        for f in folder.glob('.epoch_*.tmp'): f.unlink()
+        return lock
+    except OSError as e: raise self._os_error(e, folder) from e
+
+@patch
+def _os_error(self:Resume, e, path):
+    return type(e)(e.errno, f"{e.strerror}: Resume('{self.run_name}') cannot write {e.filename or path}. What is saved already is whole: "
+                   "make room, or make the folder writable, and make the same call again")
+
+# %% ../nbs/runs/06_resume.ipynb #2be08e2e
+_FORMAT = 2
+_FIELDS = dict(done=int, ended=str, cycle=int, run=dict, environment=dict, own=list, rows=list, columns=list, offsets=dict, shared=dict)
+
+@patch
+def _find(self:Resume):
+    try:
+        if self.how is False: self._archive()
+        saved = newest_checkpoint(self._folder)
+    except OSError as e: raise self._os_error(e, self._folder) from e
+    if saved is None or self.how=='weights' and saved.get('format')!=_FORMAT: return None
+    if saved.get('format')==1:
+        raise ValueError(f"The checkpoint in {self._folder} was written by fastmix 0.1: finish that run with `pip install 'fastmix<0.2'`, "
+                         "start a new cycle from its weights with resume='weights', or start afresh with resume=False")
+    if saved.get('format')!=_FORMAT: raise ValueError(f"The checkpoint in {self._folder} was written by a newer fastmix: use that one")
+    wrong = [k for k,t in _FIELDS.items() if not isinstance(saved.get(k), t)]
+    if wrong: raise self._not_ours(f"no {wrong[0]}")
+    return {**saved, 'run':from_plain(saved['run'])}
+
+@patch
+def _not_ours(self:Resume, why):
+    return ValueError(f"The checkpoint in {self._folder} is whole, but not what this run saves ({why}): choose another name, or start afresh with resume=False")
+
+@patch
+def _refusal(self:Resume, saved, differences):
+    "Why a checkpoint is not continued, and what to do"
+    text = ''.join(differences)
+    hint = "\nIf the split is a random one, give it a seed: RandomSplitter(seed=42)." if 'checksum of the items' in text else \
+           "\nSort what a folder lists: get_items=lambda path: sorted(get_image_files(path))." if 'order of the items' in text else ''
+    done = f" It is finished, after {saved['done']} epochs." if saved['ended'] or saved['done']==saved['run'].get('epochs') else ''
+    return (f"Resume('{self.run_name}'): the checkpoint in {self._folder} is of another run.{done}\n  " + '\n  '.join(dict.fromkeys(differences)) + hint +
+            "\nMake the same call as before, or choose another name, start a new cycle from its weights with resume='weights', or start afresh with resume=False.")
+
+# %% ../nbs/runs/06_resume.ipynb #a467b200
+@patch
+def _restore(self:Resume, saved):
+    "Put back all that is in the checkpoint `saved`"
+    learn,done,n = self.learn,saved['done'],self.learn.n_epoch
+    device = next(learn.model.parameters()).device
+    try:
+        set_global_state(learn, saved['shared'], device)
+        self._history.rows,self._ended,self._cycle = [list(o) for o in from_plain(saved['rows'])],saved['ended'],saved['cycle']
+        self._history.offsets = {str(k):int(v) for k,v in from_plain(saved['offsets']).items()}
+        self._history.write()
+        show_rows(learn, self._history.rows)
+        if saved['ended']: self._tell(f'was ended after {done} of {n} epochs, nothing is left to train')
+        elif done==n: self._tell(f'is finished, {done} of {n} epochs, nothing is left to train')
+        else: self._tell(f'continues after {done} of {n} epochs')
+        self._warn(f'{o} could not be put back' for o in set_rank_state(learn, saved['own'][rank()], device, self.apart))
+    except OSError: raise
+    except Exception as e: raise self._not_ours(f'{type(e).__name__}: {first_line(e)}') from None
+
+# %% ../nbs/runs/06_resume.ipynb #bdf205ae
+@patch
+def _start_cycle(self:Resume):
+    "A new cycle of epochs, from the weights that are saved"
+    learn = self.learn
+    name,done,self._cycle,weights = on_rank_zero(self._find_weights)
+    try: set_weights(get_model(learn.model), weights)
+    except ValueError as e: raise ValueError(f"resume='weights': {self._folder/name}: {e}") from None
+    learn.opt.clear_state()
+    for p in learn.model.parameters(): p.grad = None
+    old = on_rank_zero(self._archive)
+    self._tell(f"starts a new cycle of {learn.n_epoch} epochs from the weights in {name} (after {done} epochs). What was there is in {old or name.partition('/')[0]}")
+    return self._start()
+
+def _all_numbers(weights):
+    return all(torch.isfinite(o).all() for d in weights.values() for o in d.values() if isinstance(o, torch.Tensor) and o.is_floating_point())
+
+@patch
+def _find_weights(self:Resume):
+    "In the first process: name of the newest checkpoint whose weights are numbers, its epochs, the number of the cycle to come, its weights"
+    folders,cycle = [self._folder, *archives(self._folder)],None # a call that was killed may have moved them already
+    for f in (f for d in folders for f in checkpoint_files(d)):
+        try: saved = read_checkpoint(f)
+        except DamagedCheckpoint: continue
+        try: weights,done,cycle = {k:saved['shared'][k] for k in ('model','buffers')},int(saved['done']),cycle or int(saved.get('cycle', 0))+1
+        except Exception as e: raise self._not_ours(f'{type(e).__name__}: {first_line(e)}') from None
+        if _all_numbers(weights): return f.relative_to(self._folder).as_posix(),done,cycle,weights
+    if cycle: raise ValueError(f"resume='weights': in no checkpoint in {self._folder} are all weights numbers; start afresh with resume=False")
+    raise ValueError(f"resume='weights': nothing is saved in {self._folder} yet; leave resume out for the first cycle")
+
+@patch
+def _archive(self:Resume):
+    "In the first process: move the checkpoints, and the history of their run, into a numbered folder"
+    files = checkpoint_files(self._folder)
+    try:
+        saved = read_checkpoint(files[0]) if files else {}
+        text = csv_text(saved['columns'], from_plain(saved['rows']))
+    except Exception: text = None # of fastmix 0.1, or damaged
+    to = archive(self._folder, **({'history.csv':text} if text else {}))
+    return to and to.name
+
+# %% ../nbs/runs/06_resume.ipynb #9409440e
+@patch
+def _should_save(self:Resume, done, ended):
+    "Is it time to save? And has any process been asked to pause?"
+    passed = self.every_min is None or time.monotonic()-self._saved_at>=60*self.every_min
+    o = all_gather((passed, self._pause))
+    self._pause = any(p for _,p in o)
+    return o[0][0] or self._pause or bool(ended) or done==self.learn.n_epoch
+
+@patch
+def _unchanged(self:Resume):
+    "By callback: the settings that are what they were when the run began. The others have become memory"
+    now = {k:settings_of(cb) for k,cb in named_callbacks(self.learn, self.apart).items()}
+    return {k:{n:v for n,v in self._before.get(k, {}).items() if n in s and same_value(v, s[n])} for k,s in now.items()}
+
+@patch
+def _save(self:Resume, done, ended='', must=False):
+    "Write the checkpoint after `done` epochs if it is time to"
+    learn = self.learn
+    if not must and not self._should_save(done, ended): return
+    settings = self._unchanged()
+    own = all_gather(rank_state(learn, settings, self.apart))
+    run = {**self._run, 'callbacks':{k:settings[k] for k in self._run['callbacks'] if k in settings}}
+    on_rank_zero(self._write, done, ended, own, run)
+    self._saved_at = time.monotonic()
+    self._warn(late_objects(learn, self._at_start, self.apart) if done else not_restored(learn, self.apart))
+
+@patch
+def _write(self:Resume, done, ended, own, run):
+    h,path = self._history,self._folder/f'epoch_{done:04d}.pth'
+    state = dict(format=_FORMAT, done=done, ended=ended, cycle=self._cycle, run=to_plain(run), environment=environment(self.learn), own=own,
+                 rows=to_plain(h.rows), columns=list(self.learn.recorder.metric_names), offsets=to_plain(h.offsets), shared=global_state(self.learn))
+    try:
+        write_checkpoint(path, state)
+        for f in checkpoint_files(self._folder)[self.keep:]: f.unlink()
+    except OSError as e: raise self._os_error(e, path) from e
+
+@patch
+def _warn(self:Resume, lines):
+    "Name once what a continued run does not have"
+    new = [o for o in lines if o not in self._told]
+    self._told.update(new)
+    if not new or rank(): return
+    with warnings.catch_warnings():
+        warnings.simplefilter('always') # this one is shown also in the many notebooks that have switched warnings off
+        warnings.warn(shown(f"Resume('{self.run_name}'): a continued run will differ from an undisturbed one. " + '; '.join(new) +
+                            ". Give a callback `state_dict` and `load_state_dict`, or leave it out of the run with ignore="))

@@ -8,6 +8,7 @@ Docs: https://fastmix.github.io/fastmix/pictures/show.html.md"""
 __all__ = ['mix_label', 'show_mix']
 
 # %% ../nbs/pictures/01_show.ipynb #2907a625
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from copy import copy
 from typing import NamedTuple
@@ -16,10 +17,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from fastai.torch_core import TensorImageBase, show_image, to_device
 from fastcore.basics import patch
 from fastcore.foundation import L
+from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
@@ -33,8 +36,8 @@ from .target import target_kind
 
 # %% ../nbs/pictures/01_show.ipynb #83e8a39b
 def mix_label(
-    t:Tensor, # (n_classes,) one row of mixed targets, weights in [0,1]
-    vocab:list|None=None, # Names of the classes; `None`: their numbers
+    t:Tensor|Sequence[float], # (n_classes,) one row of mixed targets, weights in [0,1]
+    vocab:Sequence[str]|None=None, # Names of the classes; `None`: their numbers
     max_n:int=3, # At most so many parts
 )->str: # `'0.7 three + 0.3 eight'`
     "A mixed target, one-hot or multi-label, in words"
@@ -42,47 +45,50 @@ def mix_label(
     least = t.min()
     floor = least if least<t.max() and (t<least+1e-4).sum()*2>len(t) else 0.   # what most classes have is nothing, or smoothing
     top = [i for i in t.argsort(descending=True, stable=True)[:max_n].tolist() if t[i]>=max(.005, floor+1e-4)]
-    def say(i): return _name(i, vocab) if t[i]>=.995 else f'{round(t[i].item(), 2):g} {_name(i, vocab)}'
+    def say(i): return _class_name(i, vocab) if t[i]>=.995 else f'{round(t[i].item(), 2):g} {_class_name(i, vocab)}'
     return ' + '.join(map(say, top))
 
-def _name(i, vocab): return str(i if vocab is None or not 0<=i<len(vocab) else vocab[i])
+def _class_name(i, vocab):
+    "The name of class `i` as something that can be drawn and printed: a folder's name need not be text"
+    return str(i if vocab is None or not 0<=i<len(vocab) else vocab[i]).encode(errors='backslashreplace').decode()
 
 # %% ../nbs/pictures/01_show.ipynb #761a28af
-def _vocabs(dls, k):
+def _target_vocabs(dls, k):
     "The names of the classes for each of `k` targets"
     v = getattr(dls, 'vocab', None)
     if v is None: return [None]*k
     nested = len(v) and not any(isinstance(o, str) or not hasattr(o, '__len__') for o in v)  # text: its words come first
     return ([None]*k + list(v))[-k:] if nested else [v]*k
 
-def _numbers(t): return ', '.join(f'{o:.3g}' for o in np.atleast_1d(t.detach().float().cpu().numpy())[:4])
+def _write_numbers(t): return ', '.join(f'{o:.3g}' for o in np.atleast_1d(t.detach().float().cpu().numpy())[:4])
 
-def _say(y, vocab, was):
+def _describe_target(y, vocab, was):
     "Each sample of a target in words; `was`: the target before it was mixed. Masks have none"
     rows = y.ndim==2 and (y.is_floating_point() if target_kind(was)=='category' else vocab is not None and y.shape[1]==len(vocab))
     if rows: return [mix_label(t, vocab) for t in y]
-    if target_kind(was)=='category': return [_name(i, vocab) for i in y.reshape(-1).tolist()]
-    return [_numbers(t) for t in y] if y.ndim<3 and y.is_floating_point() else None
+    if target_kind(was)=='category': return [_class_name(i, vocab) for i in y.reshape(-1).tolist()]
+    return [_write_numbers(t) for t in y] if y.ndim<3 and y.is_floating_point() else None
 
 # %% ../nbs/pictures/01_show.ipynb #977c3ee2
-class _Mixed(NamedTuple):
+class _Preview(NamedTuple):
     name:str      # Of what mixed it
     xb:tuple
     yb:tuple
     plan:Plan|None=None
     at:str|None=None # Where in the model, if not the input itself
 
-def _handlers(learn):
+def _mix_callbacks(learn):
     cbs = sorted((cb for cb in learn.cbs if isinstance(cb, MixHandler)), key=lambda cb: cb.order)
     if not cbs: raise ValueError("show_mix needs a mixing callback on the learner: Learner(..., cbs=MixUp()), "
                                  "or learn.add_cb(MixUp())")
     return cbs
 
 @contextmanager
-def _as_it_was(learn):
+def _undisturbed(learn):
     "After this context the learner and its mixing callbacks are as they were before"
     keys = ('xb','yb','training','pct_train','loss_func')
-    old,states = {k:learn.__dict__[k] for k in keys if k in learn.__dict__},[(cb, dict(cb.__dict__)) for cb in _handlers(learn)]
+    old = {k:learn.__dict__[k] for k in keys if k in learn.__dict__}
+    states = [(cb, dict(cb.__dict__)) for cb in _mix_callbacks(learn)]
     try: yield
     finally:
         for cb,s in states: cb.__dict__.clear(); cb.__dict__.update(s)
@@ -90,12 +96,12 @@ def _as_it_was(learn):
         learn.__dict__.update(old)
 
 # %% ../nbs/pictures/01_show.ipynb #b77960e6
-def _preview(learn, b, seed):
+def _preview_batch(learn, b, seed):
     "Batch `b`, and what each mixing callback makes of it"
-    with _as_it_was(learn):
+    with _undisturbed(learn):
         learn._split(b)
         learn.training,learn.pct_train = True,0.
-        xb,yb,cbs,res = learn.xb,learn.yb,_handlers(learn),[]
+        xb,yb,cbs,res = learn.xb,learn.yb,_mix_callbacks(learn),[]
         for cb in cbs: cb.__dict__['run'] = False
         for i,cb in enumerate(cbs):
             cb.__dict__.update(rng=make_rng(seed, (i,)), run=True, schedule=None)
@@ -103,18 +109,18 @@ def _preview(learn, b, seed):
             for k in ((1,-1,1) if isinstance(cb, RecursiveMix) else (1,)):
                 learn.xb,learn.yb = (xb,yb) if k>0 else (tuple(o.flip(0) for o in b) for b in (xb,yb))
                 cb.before_batch()
-            res.append(_Mixed(repr(cb), learn.xb, learn.yb, cb.plan, getattr(cb, 'layer', None)))
+            res.append(_Preview(repr(cb), learn.xb, learn.yb, cb.plan, getattr(cb, 'layer', None)))
             cb.__dict__['run'] = False
         return xb,yb,res
 
-def _batch(learn, dl, b):
+def _batch_on_device(learn, dl, b):
     "A batch where the model is: before the first fit that may be the CPU, whatever the loaders say"
     if b is None: b = dl.one_batch() if hasattr(dl, 'one_batch') else next(iter(dl))
     p = next(learn.model.parameters(), None)
     return b if p is None else to_device(b, p.device)
 
 # %% ../nbs/pictures/01_show.ipynb #736e4e59
-def _pictures(x, dl=None, stats=None):
+def _to_pictures(x, dl=None, stats=None):
     "A batch of inputs as something to draw, with batch transforms or the normalisation by `stats` undone"
     tfms = getattr(dl, 'after_batch', None)
     if tfms is not None and isinstance(x, TensorImageBase): x = tfms.decode((x,))[0]
@@ -122,18 +128,18 @@ def _pictures(x, dl=None, stats=None):
     if stats is not None: x = x*torch.tensor(stats[1]).view(-1,1,1) + torch.tensor(stats[0]).view(-1,1,1)
     return x if x.ndim==3 or x.shape[1] in (1,3) else x[:,:3] if x.shape[1]>3 else x[:,:1]
 
-def _range(x):
+def _value_range(x):
     "Lowest and highest value to draw: 0 and 1, or 0 and 255, unless `x` goes beyond; for curves with a margin"
     lo,hi = x.min().item(),x.max().item()
     if x.ndim==3: return lo-.05*(hi-lo+1e-6), hi+.05*(hi-lo+1e-6)
     return (0.,hi if hi>1 and hi!=int(hi) else 255. if hi>1 else 1.) if lo>=0 else (lo,hi)
 
-def _masks(y, x):
+def _picture_masks(y, x):
     "Masks (n,H,W) for pictures `x`, else `None`"
     return y.detach().cpu().as_subclass(Tensor) if target_kind(y)=='dense' and y.ndim==3 and y.shape[1:]==x.shape[2:] else None
 
 # %% ../nbs/pictures/01_show.ipynb #85dc14ef
-def _outline(ax, box):
+def _outline_box(ax, box):
     "Outline a box, or shade a span"
     if not (box[:,1]>box[:,0]).all(): return
     if len(box)==1: ax.axvspan(*box[0]-.5, color='tab:red', alpha=.15, lw=0)
@@ -141,7 +147,7 @@ def _outline(ax, box):
         (y1,y2),(x1,x2) = box
         ax.add_patch(Rectangle((x1-.5,y1-.5), x2-x1, y2-y1, fill=False, edgecolor='tab:red', lw=1.5))
 
-def _draw_one(ax, x, lim, mask, **kwargs):
+def _draw_sample(ax, x, lim, mask, **kwargs):
     "A picture (c,H,W) with its mask, or a sequence (c,L) as curves"
     if x.ndim==2:
         ax.plot(x[:4].T.numpy(), lw=1)
@@ -155,21 +161,21 @@ def _draw_one(ax, x, lim, mask, **kwargs):
 def _draw_row(x, titles, axs, lim, name='', plan=None, masks=None, **kwargs):
     "One row of pictures, the name at its left, boxes outlined if there is a plan"
     for i,ax in enumerate(axs):
-        _draw_one(ax, x[i], lim, None if masks is None else masks[i], **kwargs)
+        _draw_sample(ax, x[i], lim, None if masks is None else masks[i], **kwargs)
         words = titles[i].replace(' + ', '\n+ ')
-        ax.set_title(words, fontsize=np.clip(160/max(map(len, words.split('\n'))), 6, 10) if words else 10)
-        if plan is not None and plan.box is not None: _outline(ax, plan.box[i])
+        ax.set_title(words, parse_math=False, fontsize=np.clip(140/max(map(len, words.split('\n'))), 6, 10) if words else 10)
+        if plan is not None and plan.box is not None: _outline_box(ax, plan.box[i])
     axs[0].text(-.1, .5, name, transform=axs[0].transAxes, rotation=90, va='center', ha='right', multialignment='center')
 
 # %% ../nbs/pictures/01_show.ipynb #4b849a37
-def _titles(yb, was, vocabs, n, plan=None):
+def _sample_titles(yb, was, vocabs, n, plan=None):
     "What to write above the first `n` samples: all targets in words"
-    said = [s for s in map(_say, yb, vocabs, was) if s]
+    said = [s for s in map(_describe_target, yb, vocabs, was) if s]
     moved = plan is None or all(a is not b for a,b in zip(yb, was))
     if not moved and plan.mixes: said.append([mix_label([l,1-l], ['own','partner']) for l in plan.lam.tolist()])
     return ['\n'.join(s[i] for s in said) for i in range(n)]
 
-def _axes(rows, n, x, titles, figsize, ctxs):
+def _picture_axes(rows, n, x, titles, figsize, ctxs):
     "Axes for `rows` by `n` pictures with their titles"
     if ctxs is not None: return np.reshape(np.array(ctxs, dtype=object), (rows,n))
     side,tall = max(1.35, min(2.2, 7/n)), np.clip(x.shape[-2]/x.shape[-1], .4, 2.) if x.ndim==4 else .6
@@ -178,56 +184,60 @@ def _axes(rows, n, x, titles, figsize, ctxs):
 
 def _show_pictures(xb, yb, mixed, i, vocabs, max_n, boxes, figsize, ctxs, dl=None, stats=None, **kwargs):
     "Rows of pictures: before, and as each of `mixed` makes them; `i`: which of the inputs"
-    x,n = _pictures(xb[i], dl, stats),min(max_n or 8, len(xb[i]))
-    lim = _range(x)
-    titles = [_titles(yb, yb, vocabs, n)]+[_titles(o.yb, yb, vocabs, n, o.plan) for o in mixed]
-    axs = _axes(len(mixed)+1, n, x, titles, figsize, ctxs)
-    def masks(ys): return next((m for y in ys if (m := _masks(y, x)) is not None), None)
+    x,n = _to_pictures(xb[i], dl, stats),min(max_n or 8, len(xb[i]))
+    lim = _value_range(x)
+    titles = [_sample_titles(yb, yb, vocabs, n)]+[_sample_titles(o.yb, yb, vocabs, n, o.plan) for o in mixed]
+    axs = _picture_axes(len(mixed)+1, n, x, titles, figsize, ctxs)
+    def masks(ys): return next((m for y in ys if (m := _picture_masks(y, x)) is not None), None)
     _draw_row(x, titles[0], axs[0], lim, 'before', masks=masks(yb), **kwargs)
     for o,row,title in zip(mixed, axs[1:], titles[1:]):
         name = o.name if o.at in (None,'input') else f'{o.name}\nat {o.at}'
-        _draw_row(_pictures(o.xb[i], dl, stats), title, row, lim, name, o.plan if boxes else None, masks(o.yb), **kwargs)
+        _draw_row(_to_pictures(o.xb[i], dl, stats), title, row, lim, name, o.plan if boxes else None, masks(o.yb), **kwargs)
     return axs
 
 # %% ../nbs/pictures/01_show.ipynb #72d4f456
-class _Table(pd.DataFrame):
+class _TextTable(pd.DataFrame):
     "A `DataFrame` that shows its texts in full"
     def _repr_html_(self):
         with pd.option_context('display.max_colwidth', None): return super()._repr_html_()
 
-def _write(v): return f'{v:.4g}' if isinstance(v, (float,np.floating)) else str(v)
+def _write_cell(v): return f'{v:.4g}' if isinstance(v, (float,np.floating)) else str(v)
 
-def _short(words, trunc_at):
+def _shorten_text(words, trunc_at):
     s = ' '.join(o for o in (words.split() if isinstance(words, str) else map(str, words)) if o!='xxpad')
     return s if len(s)<=trunc_at else s[:trunc_at].rsplit(' ', 1)[0]+' …'
 
-def _columns(dl, xb, yb, trunc_at):
+def _input_columns(dl, xb, yb, trunc_at):
     "The inputs, transforms undone, as a `DataFrame` with a row for each sample: numbers as numbers, everything else as text"
     names = getattr(getattr(dl, 'dataset', None), 'x_names', None)
     if names is not None: return dl.decode((*xb,*yb)).decode().items[list(names)].reset_index(drop=True)
     if not xb[0].is_floating_point():
         rows = [o[0] for o in dl.decode_batch((*xb,*yb), len(xb[0]))] if hasattr(dl, 'decode_batch') else xb[0].tolist()
-        return pd.DataFrame(dict(text=[_short(o, trunc_at) for o in rows]))
+        return pd.DataFrame(dict(text=[_shorten_text(o, trunc_at) for o in rows]))
     return pd.DataFrame(xb[0].detach().reshape(len(xb[0]), -1)[:,:20].float().cpu().numpy())
 
 # %% ../nbs/pictures/01_show.ipynb #2cd7ede5
-def _sum(a, b, lam): return _write(a) if a==b else f'{lam:.2f} {_write(a)} + {1-lam:.2f} {_write(b)}'
+def _write_sum(a, b, lam):
+    return _write_cell(a) if a==b else f'{lam:.2f} {_write_cell(a)} + {1-lam:.2f} {_write_cell(b)}'
 
 def _mixed_cells(own, partner, new, lam, m, cats):
     "Cells of the line that shows the mixed sample: sums of categories, blended numbers, nothing for words"
     if m.at is not None and 'input' not in m.at.split(' + '): return ['']*len(own)
-    return [_sum(a, b, lam) if k in cats else '' if isinstance(c, str) else _write(c) for k,a,b,c in zip(own.index, own, partner, new)]
+    def cell(k, a, b, c):
+        if k in cats: return _write_sum(a, b, lam)
+        return '' if isinstance(c, str) else _write_cell(c)
+    return [cell(*o) for o in zip(own.index, own, partner, new)]
 
-def _lines(before, after, m, labels, mixed_labels, n, cats):
+def _table_lines(before, after, m, labels, mixed_labels, n, cats):
     "The lines for each of the first `n` samples"
     lam,idx = m.plan.lam,np.asarray(torch.as_tensor(m.plan.idx).cpu())
     for i in range(n):
         j,said = int(idx[i]),[o[i] for o in labels]
         own,partner = before.iloc[i],before.iloc[j]
-        if lam[i]==1: yield (i,'as it is'),('',*map(_write, own),*said)
+        if lam[i]==1: yield (i,'as it is'),('',*map(_write_cell, own),*said)
         else:
-            yield (i,'own'),(f'{lam[i]:.2f}',*map(_write, own),*said)
-            yield (i,'partner'),(f'{1-lam[i]:.2f}',*map(_write, partner),*(o[j] for o in labels))
+            yield (i,'own'),(f'{lam[i]:.2f}',*map(_write_cell, own),*said)
+            yield (i,'partner'),(f'{1-lam[i]:.2f}',*map(_write_cell, partner),*(o[j] for o in labels))
             cells = _mixed_cells(own, partner, after.iloc[i], lam[i], m, cats)
             yield (i,'mixed' if m.at is None else f'mixed at {m.at}'),('',*cells,*(o[i] for o in mixed_labels))
 
@@ -235,49 +245,49 @@ def _show_table(dl, xb, yb, mixed, vocabs, max_n, trunc_at=100):
     "Rows of a table, or texts, as each of `mixed` makes them"
     if any(m.plan is None for m in mixed): raise ValueError("show_mix writes down rows and their partners, "
         "and a function does not tell who the partners are: use a Mixup, or pictures")
-    n,before,dataset = min(max_n or 4, len(xb[0])),_columns(dl, xb, yb, trunc_at),getattr(dl, 'dataset', None)
+    n,before,dataset = min(max_n or 4, len(xb[0])),_input_columns(dl, xb, yb, trunc_at),getattr(dl, 'dataset', None)
     names,cats = (list(getattr(dataset, o, [])) for o in ('y_names','cat_names'))
     if len(names)!=len(yb): names = ['label' if target_kind(y)=='category' else 'target' for y in yb]
     rows,res = [],[]
     for m in mixed:
-        after = before if m.xb[0] is xb[0] and m.xb[-1] is xb[-1] else _columns(dl, m.xb, yb, trunc_at)
-        said = [(_say(y, v, y),_say(y1, v, y),k) for y,y1,v,k in zip(yb, m.yb, vocabs, names)]
+        after = before if m.xb[0] is xb[0] and m.xb[-1] is xb[-1] else _input_columns(dl, m.xb, yb, trunc_at)
+        said = [(_describe_target(y, v, y),_describe_target(y1, v, y),k) for y,y1,v,k in zip(yb, m.yb, vocabs, names)]
         said = [o for o in said if o[0]]
-        lines = list(_lines(before, after, m, [o[0] for o in said], [o[1] for o in said], n, cats))
+        lines = list(_table_lines(before, after, m, [o[0] for o in said], [o[1] for o in said], n, cats))
         rows += [(m.name,*k) if len(mixed)>1 else k for k,_ in lines]
         res += [o for _,o in lines]
     index = pd.MultiIndex.from_tuples(rows)
-    return _Table(res, index=index, columns=['weight',*before.columns,*(o[2] for o in said)])
+    return _TextTable(res, index=index, columns=['weight',*before.columns,*(o[2] for o in said)])
 
 # %% ../nbs/pictures/01_show.ipynb #2b2511b0
-def _show(xb, yb, mixed, vocabs, max_n, boxes, figsize, ctxs, dl=None, trunc_at=100, **kwargs):
+def _show_batch(xb, yb, mixed, vocabs, max_n, boxes, figsize, ctxs, dl=None, trunc_at=100, **kwargs):
     "Pictures if there are any, else curves, else a table"
     for d in (4,3):
         i = next((i for i,o in enumerate(xb) if o.ndim==d and o.is_floating_point()), None)
         if i is not None: return _show_pictures(xb, yb, mixed, i, vocabs, max_n, boxes, figsize, ctxs, dl, **kwargs)
-    if xb[0].ndim>4: raise ValueError(f"show_mix draws pictures (n,c,H,W) and sequences (n,c,L); the input has shape {tuple(xb[0].shape)}: "
-                                      "call show_mix(x, y, mix) with a slice of it")
+    if xb[0].ndim>4: raise ValueError("show_mix draws pictures (n,c,H,W) and sequences (n,c,L); the input has shape "
+                                      f"{tuple(xb[0].shape)}: call show_mix(x, y, mix) with a slice of it")
     return _show_table(dl, xb, yb, mixed, vocabs, max_n, trunc_at)
 
 @patch
 def show_mix(self:Learner,
-    dl=None, # Data loader; `None`: the training one
+    dl:DataLoader|None=None, # Data loader; `None`: the training one
     b:tuple|None=None, # Batch to show; `None`: one of `dl`
     max_n:int|None=None, # At most so many samples; `None`: 8 pictures, 4 rows or texts
     boxes:bool=False, # Outline the boxes of CutMix?
     seed:int=0, # Of this preview; training is not affected
     figsize:tuple|None=None, # Inches
-    ctxs=None, # Axes to draw on: a row before, and a row for each mixing callback
+    ctxs:Sequence[Axes]|None=None, # Axes to draw on: a row before, and a row for each mixing callback
     trunc_at:int=100, # Longest text, in characters
     **kwargs # To fastai's `show_image`
-): # The axes; for tables and text a `DataFrame`
+)->np.ndarray|pd.DataFrame: # The axes; for tables and text a table; raises a `ValueError` without a mixing callback
     "Show a training batch before mixing and as each mixing callback makes it"
     dl = self.dls.train if dl is None else dl
-    xb,yb,mixed = _preview(self, _batch(self, dl, b), seed)
-    return _show(xb, yb, mixed, _vocabs(self.dls, len(yb)), max_n, boxes, figsize, ctxs, dl, trunc_at, **kwargs)
+    xb,yb,mixed = _preview_batch(self, _batch_on_device(self, dl, b), seed)
+    return _show_batch(xb, yb, mixed, _target_vocabs(self.dls, len(yb)), max_n, boxes, figsize, ctxs, dl, trunc_at, **kwargs)
 
 # %% ../nbs/pictures/01_show.ipynb #60c106c7
-def _watched(mix):
+def _watch_plans(mix):
     "A copy of `mix`, and the list of what it draws, if it draws a `Plan`"
     m,plans = copy(mix),[]
     if not hasattr(mix, 'draw'): return m,plans
@@ -287,35 +297,35 @@ def _watched(mix):
     m.draw = draw
     return m,plans
 
-def _mix_batch(x, target, mix, seed):
+def _mix_plain(x, target, mix, seed):
     "What `mix` makes of a batch, without a trace in torch's random numbers"
-    m,plans = _watched(mix)
+    m,plans = _watch_plans(mix)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         out = m(x.clone(), target.clone())
     if not (isinstance(out, (tuple,list)) and len(out)==2):
         raise TypeError(f"mix={mix!r}: it must give two things, the mixed batch and its targets, but gave {type(out).__name__}")
     name = getattr(mix, '__name__', type(mix).__name__)
-    return _Mixed(name, (out[0],), (out[1],), plans[0] if plans else None)
+    return _Preview(name, (out[0],), (out[1],), plans[0] if plans else None)
 
 def show_mix(
     x:Tensor, # (n,c,H,W) pictures, (n,c,L) sequences or (n,d) rows
     target:Tensor, # (n,) class numbers or (n,...) numbers
-    mix, # A `Mixup`, or any other function `(x, target) → (x, target)`, or a list of them
-    vocab:list|None=None, # Names of the classes; `None`: their numbers
+    mix:Callable|Sequence[Callable], # A `Mixup`, or any other function `(x, target) → (x, target)`, or a list of them
+    vocab:Sequence[str]|None=None, # Names of the classes; `None`: their numbers
     stats:tuple|None=None, # Mean and standard deviation of each channel that `x` was normalised with, such as `imagenet_stats`
     max_n:int|None=None, # At most so many samples; `None`: 8 pictures, 4 rows
     boxes:bool=False, # Outline the boxes of CutMix?
     seed:int=0, # Of this preview
     figsize:tuple|None=None, # Inches
-    ctxs=None, # Axes to draw on: a row before, and a row for each of `mix`
+    ctxs:Sequence[Axes]|None=None, # Axes to draw on: a row before, and a row for each of `mix`
     **kwargs # To fastai's `show_image`
-): # The axes; for rows a `DataFrame`
+)->np.ndarray|pd.DataFrame: # The axes; for rows a table; raises a `TypeError` for a `mix` that cannot mix
     "Show a plain batch before mixing and after"
     mixes = list(mix) if isinstance(mix, (list,tuple,L)) else [mix]
     for m in mixes:
         if isinstance(m, MixHandler): raise TypeError(f"mix={m!r}: a callback mixes inside of a learner: use learn.show_mix()")
         if not callable(m): raise TypeError(f"mix={m!r}: must be a function (x, target) → (x, target), such as a Mixup")
     if len(target)!=len(x): raise ValueError(f"target has {len(target)} samples, x has {len(x)}")
-    mixed = [_mix_batch(x, target, m, seed) for m in mixes]
-    return _show((x,), (target,), mixed, [vocab], max_n, boxes, figsize, ctxs, stats=stats, **kwargs)
+    mixed = [_mix_plain(x, target, m, seed) for m in mixes]
+    return _show_batch((x,), (target,), mixed, [vocab], max_n, boxes, figsize, ctxs, stats=stats, **kwargs)

@@ -7,17 +7,32 @@ Docs: https://fastmix.github.io/fastmix/command/train.html.md"""
 # %% auto #0
 __all__ = ['mix_cbs', 'train_cli']
 
-# %% ../nbs/command/03_train.ipynb #27deafcf
-import builtins
-import json
-import os
-import shutil
+# %% ../nbs/command/03_train.ipynb #c9c28730
 import signal
 import sys
 import warnings
-from contextlib import contextmanager, nullcontext
-from copy import deepcopy
 from pathlib import Path
+
+def _is_command():
+    "Was Python started for this command, by its name or as `python -m fastmix.train`?"
+    return Path(sys.argv[0]).stem=='fastmix-train' or sys.argv[0]==globals().get('__file__')
+
+if _is_command():
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if not sys.warnoptions:
+        warnings.simplefilter('ignore')
+        warnings.filterwarnings('default', module='fastmix')
+
+# %% ../nbs/command/03_train.ipynb #27deafcf
+import builtins
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from copy import deepcopy
+from functools import partial
 from typing import Annotated
 
 import matplotlib.pyplot as plt
@@ -27,35 +42,34 @@ from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import CSVLogger
 from fastai.data.core import DataLoaders
-from fastai.learner import Learner, load_learner
+from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.optimizer import Lamb, Larc, RAdam, RMSProp, SGD, Adam, QHAdam, ranger
 from fastai.torch_core import num_distrib, rank_distrib, set_seed
-from fastcore.basics import ifnone
-from fastcore.imports import noop
+from fastcore.basics import AttrDict, ifnone
+from fastcore.imports import IN_NOTEBOOK, noop
 from fastcore.script import call_parse, is_cli
-from safetensors.torch import save_model
+from safetensors import SafetensorError
+from safetensors.torch import load_model, save_model
 
-from .methods import CutMix, CutMixUp, MixUp
-from .data import BadArgument, check_folder, digit_dls, folder_dls
 from .checks import min_max, number, one_of, whole_number
+from .data import BadArgument, digit_dls, folder_dls
 from .draw import MODES
-from .models import arch_names, make_model, small_resnet
+from .methods import CutMix, CutMixUp, MixUp
+from .models import arch_names, make_model
 from .plots import plot_run
 from .recipe import LONG
-from .checkpoint.files import FolderInUse
-from .resume import OtherRun
-from .runs import _check_out, _checksum, _complete, _done, _replace, run_folder
+from .resume import FolderInUse, OtherRun
+from .runs import is_finished, pictures_checksum, run_folder, write_whole
 from .schedule import hesitation, off_after, warm_up
-import fastmix.show
+
+# %% ../nbs/command/03_train.ipynb #9512b9c3
+from .data import check_folder
+from .models import small_resnet
+from .show import show_mix
 
 # %% ../nbs/command/03_train.ipynb #bc806152
-def _option(name, check, v, *args, **kwargs):
-    "`check`, with the name of the option in its message"
-    try: return None if v is None else check(name, v, *args, **kwargs)
-    except ValueError as e: raise BadArgument(str(e).replace('=', ' ', 1)) from None
-
 def mix_cbs(
     mixup:float|None=None, # MixUp's alpha; 0: off
     cutmix:float|None=None, # CutMix's alpha; 0: off
@@ -63,7 +77,7 @@ def mix_cbs(
     prob:float=1., # Chance of mixing
     switch_prob:float=.5, # Chance of CutMix where both are on
     mode:str|None=None, # `'batch'`, `'pair'` or `'elem'`; `None`: timm's `'batch'`, `'elem'` for the recommended mix
-)->list:
+)->list: # Of one callback, or of none; a `ValueError` for an argument that the callback refuses
     "Mixing callbacks for timm's options; without any, the recommended mix"
     recommended = mixup is None and cutmix is None and cutmix_minmax is None
     kw = dict(mode=mode or ('elem' if recommended else 'batch'), prob=prob)
@@ -72,37 +86,59 @@ def mix_cbs(
     if mixup and cutmix: return [CutMixUp(mixup, cutmix, switch_prob, cutmix_minmax, **kw)]
     return [MixUp(mixup, **kw)] if mixup else [CutMix(cutmix, cutmix_minmax, **kw)] if cutmix else []
 
+def _chosen_mix(a): return mix_cbs(a.mixup, a.cutmix, a.cutmix_minmax, a.mixup_prob, a.mixup_switch_prob, a.mixup_mode)
+
 # %% ../nbs/command/03_train.ipynb #7493c66a
-_OPTS = dict(adam=Adam, adamw=Adam, sgd=SGD, rmsprop=RMSProp, radam=RAdam, lamb=Lamb, larc=Larc, qhadam=QHAdam, ranger=ranger)
+_OPTIMIZERS = dict(adam=Adam, adamw=Adam, sgd=SGD, rmsprop=RMSProp, radam=RAdam, lamb=Lamb, larc=Larc, qhadam=QHAdam,
+                   ranger=ranger)
 _SCHEDULES = dict(constant=None, off=off_after(.85), warmup=warm_up(.1)*off_after(.85), hesitation=hesitation())
 
-def _above_0(name, v):
-    if not (isinstance(v, (int,float)) and 0<v<float('inf')): raise ValueError(f"{name}={v!r}: must be a number above 0")
-    return v
+def _whole_between(name, v, lo, hi):
+    "Refuse `v` unless it is a whole number from `lo` to `hi`"
+    if whole_number(name, v, lo)>hi: raise ValueError(f"{name}={v!r}: must be a whole number from {lo} to {hi}")
+
+_CHECKS = dict(
+    mixup=partial(number, hi=1e3), cutmix=partial(number, hi=1e3), cutmix_minmax=min_max,
+    mixup_prob=partial(number, hi=1), mixup_switch_prob=partial(number, hi=1), mixup_mode=partial(one_of, allowed=MODES),
+    mixup_off_epoch=partial(_whole_between, lo=0, hi=10**5), smoothing=partial(number, hi=1, below=True),
+    epochs=partial(_whole_between, lo=1, hi=10**5), lr=partial(number, lo=1e-10, hi=1e3),
+    bs=partial(_whole_between, lo=1, hi=10**6), size=partial(_whole_between, lo=1, hi=4096),
+    opt=partial(one_of, allowed=list(_OPTIMIZERS)), wd=partial(number, hi=100), ema=partial(number, hi=1, below=True),
+    clip=partial(number, lo=1e-10, hi=1e10), amp=partial(one_of, allowed=('fp16','bf16')),
+    schedule=partial(one_of, allowed=list(_SCHEDULES)), workers=partial(_whole_between, lo=0, hi=256),
+    seed=partial(_whole_between, lo=0, hi=2**64-1))
 
 def _check_args(
-    a:dict, # Arguments of `train_cli`
+    a:AttrDict, # Arguments of `train_cli`
 ):
-    "Raise `BadArgument` for a value out of range"
-    for k in ('mixup','cutmix'): _option(f'--{k}', number, a[k])
-    for k in ('mixup_prob','mixup_switch_prob'): _option('--'+k.replace('_','-'), number, a[k], 0, 1)
-    _option('--cutmix-minmax', min_max, a['cutmix_minmax'])
-    _option('--smoothing', number, a['smoothing'], 0, 1, below=True)
-    for k in ('epochs','bs','size'): _option(f'--{k}', whole_number, a[k])
-    for k in ('mixup_off_epoch','workers','seed'): _option('--'+k.replace('_','-'), whole_number, a[k], lo=0)
-    for k in ('lr','clip'): _option(f'--{k}', _above_0, a[k])
-    _option('--wd', number, a['wd'])
-    _option('--ema', number, a['ema'], 0, 1, below=True)
-    for k,allowed in dict(mixup_mode=MODES, opt=list(_OPTS), schedule=list(_SCHEDULES), amp=('fp16','bf16')).items():
-        _option('--'+k.replace('_','-'), one_of, a[k], allowed)
-    if a['compare'] and not _mix(a): raise BadArgument("--compare: nothing is mixed, so there is nothing to compare with; leave it out")
-
-def _mix(a): return mix_cbs(a['mixup'], a['cutmix'], a['cutmix_minmax'], a['mixup_prob'], a['mixup_switch_prob'], a['mixup_mode'])
+    "Raise `BadArgument` for a value that is not allowed"
+    for k,check in _CHECKS.items():
+        try: a[k] is None or check('--'+k.replace('_','-'), a[k])
+        except ValueError as e: raise BadArgument(str(e).replace('=', ' ', 1)) from None
+    if a.compare and not _chosen_mix(a): raise BadArgument("--compare: nothing is mixed, so there is nothing to compare with; leave it out")
 
 # %% ../nbs/command/03_train.ipynb #90a78681
-class _Stopped(Exception):
+class _Stopped(KeyboardInterrupt):
     "A signal has ended the run"
     def __init__(self, signum): self.signum = signum
+
+@contextmanager
+def _on_signals(handler):
+    "Within this context SIGINT and SIGTERM call `handler`; not in the main thread, signals are left alone"
+    old = {}
+    for o in (signal.SIGINT, signal.SIGTERM):
+        try: old[o] = signal.signal(o, handler)
+        except ValueError: pass
+    try: yield
+    finally:
+        for o,h in old.items(): signal.signal(o, h)
+
+def _stop_now(signum, frame): raise _Stopped(signum)
+
+# %% ../nbs/command/03_train.ipynb #b42a4a4b
+def _ignore_signals():
+    "In a process that loads data: the first process decides"
+    for o in (signal.SIGINT, signal.SIGTERM): signal.signal(o, signal.SIG_IGN)
 
 @contextmanager
 def _stoppable(learn):
@@ -114,32 +150,30 @@ def _stoppable(learn):
         print(f"\n{signal.Signals(signum).name}: stopping at the end of this epoch; once more to stop at once", flush=True)
         resume = getattr(learn, 'resume', None)
         if resume is not None: resume.pause()
-    old = {}
-    for o in (signal.SIGINT, signal.SIGTERM):
-        try: old[o] = signal.signal(o, stop)
-        except ValueError: pass                 # not in the main thread: leave signals alone
-    try: yield got
+    for dl in learn.dls.loaders: dl.wif = _ignore_signals
+    try:
+        with _on_signals(stop): yield got
     finally:
-        for o,h in old.items(): signal.signal(o, h)
+        for dl in learn.dls.loaders: del dl.wif
 
 # %% ../nbs/command/03_train.ipynb #72ee5ddd
-def _learner(
-    a:dict, # Arguments of `train_cli`
+def _make_learner(
+    a:AttrDict, # Arguments of `train_cli`
     dls:DataLoaders, # Data
     out:Path, # Folder of the run
     mix:bool=True, # With mixing?
 )->Learner:
     "The learner of a run"
     size = dls.one_batch()[0].shape[-1]
-    set_seed(a['seed'], reproducible=True)
-    model = make_model(a['arch'], dls.c, size)
-    _try_model(model, a['arch'], dls.c, size, a['bs'])
-    learn = Learner(dls, model, CrossEntropyLossFlat(label_smoothing=a['smoothing']), opt_func=_OPTS[a['opt']], metrics=accuracy, path=out,
-                    model_dir='checkpoints', cbs=_mix(a) if mix else None)
-    if a['amp']:
-        if dls.device.type=='cpu': print(f"--amp {a['amp']}: no CUDA device, so training goes on in fp32")
-        else: learn.add_cb(MixedPrecision(a['amp']))
-    if a['channels_last']: learn.add_cb(ChannelsLast())
+    set_seed(a.seed, reproducible=True)
+    model = make_model(a.arch, dls.c, size)
+    _try_model(model, a.arch, dls.c, size, a.bs)
+    learn = Learner(dls, model, CrossEntropyLossFlat(label_smoothing=a.smoothing), opt_func=_OPTIMIZERS[a.opt], metrics=accuracy,
+                    path=out, model_dir='checkpoints', cbs=_chosen_mix(a) if mix else None)
+    if a.amp:
+        if dls.device.type=='cpu': print(f"--amp {a.amp}: no CUDA device, so training goes on in fp32")
+        else: learn.add_cb(MixedPrecision(a.amp))
+    if a.channels_last: learn.add_cb(ChannelsLast())
     return learn
 
 def _try_model(model, arch, n_out, size, bs):
@@ -153,88 +187,128 @@ def _try_model(model, arch, n_out, size, bs):
         if getattr(o, 'shape', None)!=(len(x),n_out): raise BadArgument(
             f"--arch {arch}: its output is no tensor with a column for each of the {n_out} classes, but a {type(o).__name__}; take another")
 
-def _schedule(a, learn):
-    if not hasattr(learn, 'mix_up') and not any(hasattr(learn, o) for o in ('cut_mix','cut_mix_up')): return None
-    if a['mixup_off_epoch'] is not None: return off_after(a['mixup_off_epoch']) if a['mixup_off_epoch'] else None
-    return _SCHEDULES[a['schedule']] if a['schedule'] else LONG.schedule
+# %% ../nbs/command/03_train.ipynb #74f3c0c1
+def _print_epoch(learn, row):
+    "One line for an epoch that is done"
+    row = dict(zip(learn.recorder.metric_names, row))
+    shown = (f'{k} {v:.4f}' for k,v in row.items() if k not in ('epoch','time') and not k.startswith(('lr','mom','mix_')))
+    print(f"epoch {row['epoch']+1}/{learn.n_epoch}: {', '.join(shown)} ({row['time']})", flush=True)
 
-def _devices(learn):
+@contextmanager
+def _line_an_epoch(learn):
+    "Within this context a log gets a line for each epoch instead of bars"
+    if sys.stdout.isatty() or IN_NOTEBOOK:
+        yield
+        return
+    logger = learn.logger
+    learn.logger = partial(_print_epoch, learn)
+    try:
+        with learn.no_bar(): yield
+    finally: learn.logger = logger
+
+# %% ../nbs/command/03_train.ipynb #060f3a64
+def _mix_schedule(a, learn):
+    "How mixing goes through the run; `None` if nothing is mixed, so that `fit_long` adds no mixing of its own"
+    if not any(hasattr(learn, o) for o in ('mix_up','cut_mix','cut_mix_up')): return None
+    if a.mixup_off_epoch is not None: return off_after(a.mixup_off_epoch) if a.mixup_off_epoch else None
+    return _SCHEDULES[a.schedule] if a.schedule else LONG.schedule
+
+def _on_devices(learn):
     "All the processes that `accelerate launch` has started"
     if num_distrib()<2: return nullcontext()
     import fastmix.distributed
     return learn.many_devices()
 
+def _why_not(e):
+    "Why a run cannot go on, and what to do, in words of the command"
+    if isinstance(e, FolderInUse): return 'another process trains into it; wait for it'
+    if isinstance(e, OtherRun): return f'holds another run ({str(e).splitlines()[1].strip()}); remove it to start afresh'
+    return f"{str(e).partition(': ')[0]}; remove it to start afresh"
+
 def _fit(
-    learn:Learner, # From `_learner`
-    a:dict, # Arguments of `train_cli`
+    learn:Learner, # From `_make_learner`
+    a:AttrDict, # Arguments of `train_cli`
+    out:Path, # Folder of the run
 ):
-    "Train, saving each epoch; raises `_Stopped` if a signal ended the run before its last epoch"
+    "Train, saving each epoch; raises `_Stopped` if a signal ended the run early, `BadArgument` if it cannot go on"
     csv = [CSVLogger('history.csv', append=True)] if not rank_distrib() else []
-    with _stoppable(learn) as got, _devices(learn):
-        learn.fit_long(a['epochs'], a['lr'], wd=ifnone(a['wd'], 'auto'), save='run', schedule=_schedule(a, learn),
-                       ema=a['ema'], clip=a['clip'], advice=False, cbs=csv)
-    if got and learn.epoch+1<a['epochs']: raise _Stopped(got[0])
+    got = []
+    try:
+        with _stoppable(learn) as got, _on_devices(learn), _line_an_epoch(learn):
+            learn.fit_long(a.epochs, a.lr, wd=ifnone(a.wd, 'auto'), save='run', schedule=_mix_schedule(a, learn),
+                           ema=a.ema, clip=a.clip, advice=False, cbs=csv)
+    except (FolderInUse,ValueError) as e: raise BadArgument(f"--out {out}: {_why_not(e)}, or give another --out") from None
+    except RuntimeError:
+        if not got: raise
+        raise _Stopped(got[0]) from None    # a worker that could not ignore the signal, as where workers are not forked
+    if got and learn.epoch+1<a.epochs: raise _Stopped(got[0])
 
 # %% ../nbs/command/03_train.ipynb #d5e0bf9a
-def _plot(out, name, draw):
+def _save_plot(out, name, draw):
     "Save what `draw` draws as a picture"
     axs = draw()
     fig = np.ravel(axs)[0].figure
-    _replace(out/name, lambda o: fig.savefig(o, format='png', dpi=110, bbox_inches='tight'))
+    write_whole(out/name, lambda o: fig.savefig(o, format='png', dpi=110, bbox_inches='tight'))
     plt.close(fig)
 
-def _save(learn, out):
-    "`model.safetensors` and, last, `model.pkl`, which marks the run as finished"
+def _save_curves(out, histories):
+    "`curves.png` of one or more runs"
+    try: _save_plot(out, 'curves.png', lambda: plot_run(histories))
+    except ValueError as e: raise BadArgument(f"--out {out}: {e}") from None
+
+def _save_models(learn, out):
+    "`model.safetensors` and, last, `model.pkl`"
     meta = dict(classes=json.dumps(list(learn.dls.vocab)))     # one key, because safetensors writes several in random order
     model = learn.model.cpu().to(memory_format=torch.contiguous_format)
-    _replace(out/'model.safetensors', lambda o: save_model(model, str(o), metadata=meta))
-    _replace(out/'model.pkl', lambda o: learn.export(Path(o).name))
+    write_whole(out/'model.safetensors', lambda o: save_model(model, str(o), metadata=meta))
+    write_whole(out/'model.pkl', lambda o: learn.export(o.name))
+
+def _finished_accuracy(a, dls, out):
+    "Accuracy on the validation set of the finished run in `out`"
+    file,model = out/'model.safetensors',make_model(a.arch, dls.c, dls.one_batch()[0].shape[-1])
+    try: load_model(model, file)
+    except (SafetensorError,RuntimeError,OSError): raise BadArgument(
+        f"--out {out}: {file.name} is damaged, or not of --arch {a.arch}: remove it to have the run finished again") from None
+    learn = Learner(dls, model, CrossEntropyLossFlat(), metrics=accuracy)
+    with learn.no_bar(): return learn.validate()[1]
 
 def _train_one(
-    a:dict, # Arguments of `train_cli`
+    a:AttrDict, # Arguments of `train_cli`
     dls:DataLoaders, # Data
     out:Path, # Folder of the run
     mix:bool=True, # With mixing?
 )->float: # Accuracy on the validation set
     "One run and its files; a run that is finished is only read"
-    if _done(out): return _reload(out/'model.pkl', dls).validate()[1]
-    learn,new = _learner(a, dls, out, mix),not os.path.exists(out)
-    try: out.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise BadArgument(f"--out {out}: cannot be made ({e.strerror}); give another --out") from None
-    try:
-        if not rank_distrib():
-            _replace(out/'args.json', lambda o: o.write_text(json.dumps(a, indent=1)))
-            if mix and _mix(a) and not (out/'mixed.png').exists(): _plot(out, 'mixed.png', lambda: learn.show_mix(boxes=True))
-        _fit(learn, a)
-    except _Stopped: raise
-    except FolderInUse: raise BadArgument(f"--out {out}: another process trains into it; wait for it, or give another --out") from None
-    except OtherRun as e: raise BadArgument(f"--out {out}: holds another run ({str(e).splitlines()[1].strip()}); give another") from None
-    except BaseException:
-        if new and not any(out.glob('checkpoints/run/epoch_*[1-9]*.pth')): shutil.rmtree(out)     # not even one epoch is done
-        raise
-    acc = learn.validate()[1]
+    if is_finished(out): return _finished_accuracy(a, dls, out)
+    out.mkdir(exist_ok=True)
+    learn = _make_learner(a, dls, out, mix)
+    if mix and _chosen_mix(a) and not rank_distrib() and not (out/'mixed.png').exists():
+        _save_plot(out, 'mixed.png', lambda: learn.show_mix(boxes=True))
+    _fit(learn, a, out)
+    with learn.no_bar(): acc = learn.validate()[1]
     if rank_distrib(): return acc
-    _plot(out, 'curves.png', lambda: plot_run(out/'history.csv'))
-    _save(learn, out)
+    _save_curves(out, out/'history.csv')
+    _save_models(learn, out)
     return acc
 
-def _reload(path, dls):
-    "An exported learner with data to validate on"
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        learn = load_learner(path)
-    learn.dls = dls
-    return learn
-
 # %% ../nbs/command/03_train.ipynb #dc168536
-def _data(a):
+def _load(a):
     "The `DataLoaders`; the same random numbers whenever they are made"
-    set_seed(a['seed'], reproducible=True)
-    if a['path'] is None: return digit_dls(a['size'], a['bs'], ifnone(a['workers'], 0))
-    dls = folder_dls(Path(a['path']), ifnone(a['size'], 128), a['bs'], a['workers'])
+    set_seed(a.seed, reproducible=True)
+    if a.path is None: dls = digit_dls(a.size, a.bs, ifnone(a.workers, 0))
+    else: dls = folder_dls(Path(a.path), ifnone(a.size, 128), a.bs, a.workers)
     n = len(dls.train_ds)
-    if not len(dls.train): raise BadArgument(f"--bs {a['bs']}: more than the {n} training pictures; try {max(2, n//4)}")
+    if not len(dls.train): raise BadArgument(f"--bs {a.bs}: more than the {n} training pictures; try {max(2, n//4)}")
+    _check_memory(a.bs, ifnone(a.size, 8 if a.path is None else 128))
     return dls
+
+def _check_memory(bs, size):
+    "Refuse a batch of pictures that is larger than the memory, where the system says how large that is"
+    try: there = os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')
+    except (AttributeError,ValueError,OSError): return
+    need = 4*bs*3*size**2
+    if need>there: raise BadArgument(f"--size {size}: a batch of {bs} such pictures takes {need/1e9:.0f} GB, "
+                                     f"and this machine has {there/1e9:.0f}; try a smaller --size or --bs")
 
 def _agree(f):
     "What `f` gives in the first process, for all of them; its error too"
@@ -244,30 +318,63 @@ def _agree(f):
     res = [None]
     if PartialState(cpu=not torch.cuda.is_available()).is_main_process:
         try: res = [f()]
-        except BadArgument as e: res = [e]
+        except Exception as e: res = [e]
     res = broadcast_object_list(res)[0]
     if isinstance(res, Exception): raise res
     return res
 
-def _run(a):
+# %% ../nbs/command/03_train.ipynb #06eb34b5
+def _run_command(a):
     "Check, train, report"
     _check_args(a)
-    name = 'digits' if a['path'] is None else Path(a['path']).resolve().name
-    a['data'] = None if a['path'] is None else _checksum(Path(a['path']))
-    out,done = _agree(lambda: run_folder(a, name))
-    dls = _data(a)
-    print = noop if rank_distrib() else builtins.print
+    path = None if a.path is None else Path(a.path).expanduser()
+    a.path = None if path is None else str(path)
+    a.data = None if path is None else pictures_checksum(path)
+    name = 'digits' if path is None else path.resolve().name or 'root'
+    with ExitStack() as held:
+        out,done = _agree(lambda: held.enter_context(run_folder(a, name)))
+        return _report(a, name, out, done)
+
+def _report(a, name, out, done):
+    "Train one run, or two to compare, and say how they end"
+    print = noop if rank_distrib() else partial(builtins.print, flush=True)
+    dls = _load(a)
+    print(f"{name}: {len(dls.train_ds)} pictures to train with, {len(dls.valid_ds)} to validate with, {dls.c} classes")
     if done: print(f"{out} holds this run, finished")
     acc = _train_one(a, dls, out)
-    print(f"{name}, {a['epochs']} epochs: accuracy {acc:.4f}{' with mixing' if _mix(a) else ''}")
-    if a['compare'] and _mix(a):
+    print(f"{name}, {a.epochs} epochs: accuracy {acc:.4f}{' with mixing' if _chosen_mix(a) else ''}")
+    if a.compare:
         print('the same without mixing:')
-        plain = _train_one(a, _data(a), out/'plain', mix=False)
-        both = {'mixed':out/'history.csv', 'plain':out/'plain'/'history.csv'}
-        if not rank_distrib(): _plot(out, 'curves.png', lambda: plot_run(both))
-        print(f"{name}, {a['epochs']} epochs: accuracy {acc:.4f} with mixing, {plain:.4f} without")
+        plain = _train_one(a, _load(a), out/'plain', mix=False)
+        if not rank_distrib(): _save_curves(out, {'mixed':out/'history.csv', 'plain':out/'plain'/'history.csv'})
+        print(f"{name}, {a.epochs} epochs: accuracy {acc:.4f} with mixing, {plain:.4f} without")
     print(f"written to {out}: {', '.join(sorted(o.name for o in out.iterdir() if o.is_file()))}")
     return acc
+
+# %% ../nbs/command/03_train.ipynb #922aa775
+def _fail(e, code):
+    "One line, whatever characters are in it"
+    line = re.sub('[\\x00-\\x1f\\x7f]+', ' ', f'fastmix-train: {e}')
+    if not rank_distrib(): print(line, file=sys.stderr)
+    raise SystemExit(code) from None
+
+def _out_of_memory(e): return isinstance(e, (MemoryError,torch.cuda.OutOfMemoryError)) or 'allocate memory' in str(e)
+
+@contextmanager
+def _as_command():
+    "Within this context errors end the program as a command ends, and pictures need no window"
+    for o in (sys.stdout, sys.stderr): getattr(o, 'reconfigure', noop)(errors='backslashreplace')    # for names that are not UTF-8
+    logging.getLogger('matplotlib').setLevel(logging.ERROR)
+    plt.switch_backend('agg')
+    try:
+        with _on_signals(_stop_now): yield
+    except BadArgument as e: _fail(e, 2)
+    except _Stopped as e: raise SystemExit(128+e.signum) from None
+    except KeyboardInterrupt: raise SystemExit(128+signal.SIGINT) from None
+    except OSError as e: _fail(e, 1)
+    except (MemoryError,RuntimeError) as e:
+        if not _out_of_memory(e): raise
+        _fail('not enough memory: try a smaller --bs or --size', 1)
 
 # %% ../nbs/command/03_train.ipynb #151113d2
 @call_parse(pos=['path'])
@@ -298,18 +405,11 @@ def train_cli(
     out:Path=None, # Folder of the run; none: a new one in runs/
     resume:bool=False, # Continue the run in `out`; a finished one is only reported
     compare:bool=False, # Train without mixing too?
-):
+    list_archs:bool=False, # Only list the models that --arch knows
+)->float|None: # Accuracy on the validation set; from Python `BadArgument` is raised for what cannot be used
     "Train an image classifier from scratch with MixUp and CutMix, one cycle, 80 epochs"
-    a = {k:v for k,v in locals().items()}
-    a = {k:str(v) if isinstance(v, Path) else v for k,v in a.items()}
-    if not is_cli(): return _run(a)
+    a = AttrDict({k:str(v) if isinstance(v, Path) else v for k,v in locals().items() if k!='list_archs'})
+    if list_archs: return print(*arch_names(), sep='\n')
+    if not is_cli(): return _run_command(a)
     if path is None: torch.set_num_threads(1)       # digits of 8 pixels are too small to share: two threads take twice as long
-    try: _run(a)
-    except BadArgument as e:
-        if not rank_distrib(): print(f'fastmix-train: {e}', file=sys.stderr)
-        raise SystemExit(2) from None
-    except OSError as e:
-        print(f'fastmix-train: {e}', file=sys.stderr)
-        raise SystemExit(1) from None
-    except _Stopped as e: raise SystemExit(128+e.signum) from None
-    except KeyboardInterrupt: raise SystemExit(128+signal.SIGINT) from None
+    with _as_command(): _run_command(a)

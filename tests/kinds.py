@@ -1,6 +1,6 @@
 """Every method on every kind of data: what works, and why the rest does not.
 
-`python tests/kinds.py` tries them all and writes the table into `nbs/13_kinds.ipynb`; `tests/test_data_kinds.py` tries them again and compares."""
+`python tests/kinds.py` tries them all and writes the table into `nbs/kinds.ipynb`; `tests/test_data_kinds.py` tries them again and compares."""
 import copy, json, warnings
 from functools import partial
 import torch, torch.nn.functional as F
@@ -106,26 +106,28 @@ class Batches(list):
     def __init__(self, o, n_inp): super().__init__(o); self.n_inp = n_inp
 
 def table():
-    "The table in Markdown, with the reasons below it"
-    reasons = []
+    "The table in Markdown, methods with the same answers in one column, and the reasons below it"
+    reasons,columns = [],{}
     def cell(m, k):
         error = attempt(m, k)[2]
         if error is None: return '✓'
         if error not in reasons: reasons.append(error)
         return f'({reasons.index(error)+1})'
-    rows = [f"| | {' | '.join(METHODS)} |", '|---|'+':-:|'*len(METHODS)]
-    rows += [f"| {k} | {' | '.join(cell(m, k) for m in METHODS)} |" for k in KINDS]
+    answers = [[cell(m, k) for m in METHODS] for k in KINDS]
+    for m,column in zip(METHODS, zip(*answers)): columns.setdefault(column, []).append(m)
+    rows = [f"| | {' | '.join(', '.join(ms) for ms in columns.values())} |", '|---|'+':-:|'*len(columns)]
+    rows += [f"| {k} | {' | '.join(row)} |" for k,row in zip(KINDS, zip(*columns))]
     return '\n'.join(rows+['', *(f'({i+1}) {o}' + ('' if i==len(reasons)-1 else '\n') for i,o in enumerate(reasons))])
 
 BEGIN,END = '<!-- table: python tests/kinds.py -->','<!-- end of table -->'
 
 def saved():
     "The table as it stands in the notebook"
-    src = next(text(c['source']) for c in load(nbs/'13_kinds.ipynb')['cells'] if BEGIN in text(c['source']))
+    src = next(text(c['source']) for c in load(nbs/'kinds.ipynb')['cells'] if BEGIN in text(c['source']))
     return src.split(BEGIN)[1].split(END)[0].strip()
 
 def write():
-    path = nbs/'13_kinds.ipynb'
+    path = nbs/'kinds.ipynb'
     nb = load(path)
     for c in nb['cells']:
         src = text(c['source'])

@@ -26,7 +26,7 @@ from kinds import C, KINDS, METHODS, N, Batches, Words, attempt, per_pixel, save
 from slow import mask_of, slow, slow_move
 
 def test_the_table_in_the_docs():
-    assert saved()==table(), 'nbs/13_kinds.ipynb is behind: run python tests/kinds.py'
+    assert saved()==table(), 'nbs/kinds.ipynb is behind: run python tests/kinds.py'
 
 # --- what a method should have done to a batch, slowly
 

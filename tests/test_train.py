@@ -1,12 +1,14 @@
 "`fastmix-train` as people use it: real folders, real processes, real signals."
-import json, os, signal, subprocess, sys, time
+import json, os, pickle, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from PIL import Image
 from safetensors import safe_open
 from sklearn.datasets import load_digits
-from fastmix.data import BadArgument, digit_dls
+from fastmix.checkpoint.files import lock_folder, unlock_folder
+from fastmix.data import BadArgument, digit_dls, list_folder
 from fastmix.models import make_model
+from fastmix.runs import read_args, run_folder
 from fastmix.train import train_cli
 
 NAMES = list(digit_dls().vocab)
@@ -83,19 +85,22 @@ def test_compare_and_default_folders(here, capsys):
 
 bad = [(dict(mixup=-1.), '--mixup -1.0'), (dict(cutmix=float('nan')), '--cutmix nan'), (dict(mixup_prob=1.5), '--mixup-prob 1.5'), (dict(mixup_switch_prob=-.1), '--mixup-switch-prob -0.1'),
     (dict(cutmix_minmax=[.8,.2]), '--cutmix-minmax'), (dict(mixup_mode='all'), "--mixup-mode 'all'"), (dict(mixup_off_epoch=-1), '--mixup-off-epoch -1'), (dict(smoothing=1.), '--smoothing 1.0'),
-    (dict(epochs=0), '--epochs 0'), (dict(lr=0.), '--lr 0'), (dict(lr=-1.), '--lr -1'), (dict(bs=0), '--bs 0'), (dict(size=0), '--size 0'), (dict(arch='resnet19'), '--arch resnet19.*resnet18'),
+    (dict(epochs=0), '--epochs 0'), (dict(lr=0.), '--lr 0'), (dict(lr=-1.), '--lr -1'), (dict(bs=0), '--bs 0'), (dict(size=0), '--size 0'),
+    (dict(bs=100_000), '--bs 100000: more than the 1437'), (dict(size=100_000), '--size 100000: must be'), (dict(size=3000), '--size 3000: the digits are'), (dict(seed=2**64), '--seed 18446744073709551616: must be'),
+    (dict(lr=5e-324), '--lr 5e-324: must be'), (dict(lr=1e308), r'--lr 1e\+308: must be'), (dict(epochs=10**9), '--epochs 1000000000: must be'), (dict(workers=10**6), '--workers 1000000: must be'),
+    (dict(mixup=1e308), r'--mixup 1e\+308: must be'), (dict(wd=1e308), r'--wd 1e\+308: must be'), (dict(clip=5e-324), '--clip 5e-324: must be'), (dict(arch='resnet19'), '--arch resnet19.*resnet18'),
     (dict(seed=-1), '--seed -1'), (dict(opt='adagrad'), "--opt 'adagrad'"), (dict(wd=-.1), '--wd -0.1'), (dict(ema=1.), '--ema 1.0'), (dict(clip=0.), '--clip 0'), (dict(amp='fp8'), "--amp 'fp8'"),
     (dict(schedule='late'), "--schedule 'late'"), (dict(workers=-1), '--workers -1'), (dict(arch='resnet19'), r'did you mean (?!.*(\b\w+\b) or \1\b)'), (dict(compare=True, mixup=0.), '--compare: nothing is mixed'),
-    (dict(lr=-1.), 'must be a number above 0'), (dict(arch='googlenet', size=64), '--arch googlenet: its output is no tensor'), (dict(arch='resnet18', bs=1), '--arch resnet18: cannot take .* in batches of 1 '),
+    (dict(arch='googlenet', size=64), '--arch googlenet: its output is no tensor'), (dict(arch='resnet18', bs=1), '--arch resnet18: cannot take .* in batches of 1 '),
     (dict(path='nowhere'), 'nowhere: no such folder'), (dict(arch='inception_v3'), '--arch inception_v3: cannot take pictures of 8 pixels'),
-    (dict(out='/dev/null'), '--out /dev/null: /dev/null is a file'), (dict(out='/dev/null/a/b'), '/dev/null is a file'), (dict(out='n'*300), 'cannot be made')]
+    (dict(out='/dev/null'), '--out /dev/null: /dev/null is a file'), (dict(out='/dev/null/a/b'), '/dev/null is a file'), (dict(out='n'*300), 'cannot be made'),
+    (dict(out='a\nb'), 'control characters'), (dict(out='a\0b'), 'control characters'), (dict(path='a\0b'), 'no such folder')]
 @pytest.mark.parametrize('kw,says', bad, ids=[s for _,s in bad])
 def test_bad_arguments(here, kw, says):
     with pytest.raises(BadArgument, match=says): train_cli(**kw)
     assert everything(here)==[]                                        # nothing is left behind
 
 def damaged(folder, to, how):
-    import shutil
     shutil.copytree(folder, to)
     if how=='empty class': (to/'train'/'nine').mkdir()
     elif how=='one side only': (to/'val'/'nine').mkdir(); shutil.copy(next((to/'val'/'three').iterdir()), to/'val'/'nine')
@@ -105,12 +110,16 @@ def damaged(folder, to, how):
     elif how=='one class':
         for o in to.glob('*/*'): o.name=='three' or shutil.rmtree(o)
     elif how=='sub-folder': (to/'train'/'three'/'more').mkdir(); f = next((to/'train'/'three').glob('*.png')); f.rename(f.parent/'more'/f.name)
+    elif how=='pipe': os.mkfifo(to/'val'/'three'/'pipe.png')
+    elif how=='device': (to/'val'/'three'/'device.png').symlink_to('/dev/zero')
     elif how=='16 bits': Image.fromarray(np.full((8,8), 300, dtype=np.uint16)).save(to/'val'/'three'/'deep.png')
     return to
 
 @pytest.mark.parametrize('how,says', [('empty class','nine has no pictures'), ('one side only','class nine is in .*val only'), ('unreadable','bad.png cannot be read'),
-                                      ('truncated','png cannot be read'), ('no val','has no folder val/'), ('one class','one class folder only, three'), ('sub-folder','more/.*png is in a folder inside .*three'), ('16 bits','deep.png has more than 8 bits')])
+                                      ('truncated','png cannot be read'), ('no val','has no folder val/'), ('one class','one class folder only, three'), ('sub-folder','more/.*png is in a folder inside .*three'), ('16 bits','deep.png has more than 8 bits'),
+                                      ('pipe','pipe.png is no file'), ('device','device.png is no file')])
 def test_bad_folders(folder, here, how, says):
+    if how in ('pipe','device') and not hasattr(os, 'mkfifo'): pytest.skip('pipes and devices as Unix has them')
     d = damaged(folder, here/'d', how); before = everything(here)
     with pytest.raises(BadArgument, match=says): train_cli(d, epochs=1)
     assert everything(here)==before
@@ -118,7 +127,6 @@ def test_bad_folders(folder, here, how, says):
 @pytest.mark.filterwarnings('ignore')
 def test_other_pictures(folder, here):
     "A run goes on with its own pictures only, wherever they are now; a finished one is not reported for others"
-    import shutil
     kw = dict(epochs=1, size=32, bs=16, workers=0)
     shutil.copytree(folder, here/'d'); acc = train_cli(here/'d', out='out', **kw)
     (here/'d').rename(here/'moved')
@@ -147,13 +155,165 @@ def test_an_error_in_the_first_epoch(here, monkeypatch):
 
 @pytest.mark.filterwarnings('ignore')
 def test_a_folder_in_use(here):
-    from fastmix.checkpoint.files import lock_folder, unlock_folder
+    "By another run of the command, or by whoever trains into its checkpoints"
     train_cli(epochs=1, out='out'); (here/'out'/'model.pkl').unlink()
-    lock_folder(here/'out'/'checkpoints'/'run')
-    try:
-        with pytest.raises(BadArgument, match='--out out: another process trains into it'): train_cli(epochs=1, out='out')
-    finally: unlock_folder(here/'out'/'checkpoints'/'run')
+    for held in ('checkpoints', 'checkpoints/run'):
+        lock_folder(here/'out'/held)
+        try:
+            with pytest.raises(BadArgument, match='--out out: another process trains into it'): train_cli(epochs=1, out='out')
+        finally: unlock_folder(here/'out'/held)
     train_cli(epochs=1, out='out')
+
+# --- whose folder it is
+
+args = dict(out=None, resume=False, compare=False, epochs=80, seed=1, path=None)
+
+def test_who_comes_second_takes_the_next_folder(here):
+    "Also with the same arguments; a folder that nobody holds and that holds this run is taken again"
+    with run_folder(args, 'x') as (a,_), run_folder({**args, 'seed':2}, 'x') as (b,_), run_folder(args, 'x') as (c,_):
+        assert [o.as_posix() for o in (a,b,c)]==['runs/x','runs/x-2','runs/x-3'] and [read_args(o)['seed'] for o in (a,b,c)]==[1,2,1]
+        with pytest.raises(BadArgument, match='another process trains into it'): run_folder({**args, 'out':a}, 'x').__enter__()
+    with run_folder({**args, 'seed':2}, 'x') as (b,_): assert b.as_posix()=='runs/x-2'
+
+def test_started_together(here):
+    "Two seeds and one of them twice: each has a folder of its own with its own arguments, and its own weights"
+    ps = [start('--seed', s, '--epochs', 2, cwd=here) for s in (1,2,2)]
+    said = [p.communicate()[0] for p in ps]
+    assert not any(p.returncode for p in ps), said
+    outs = [o.rsplit('written to ', 1)[1].partition(':')[0] for o in said]
+    assert sorted(outs)==['runs/digits','runs/digits-2','runs/digits-3'] and [read_args(here/o)['seed'] for o in outs]==[1,2,2]
+    same_run(here/outs[1], here/outs[2])
+    assert (here/outs[0]/'model.safetensors').read_bytes()!=(here/outs[1]/'model.safetensors').read_bytes()
+
+@pytest.mark.parametrize('error', [ZeroDivisionError, KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize('out', [None, 'a/b/c', 'there', '../up'])
+def test_nothing_is_left(here, error, out, monkeypatch):
+    "Whatever ends a run before its first epoch, the folders that were made for it go again, and no others"
+    work = here/'work'; (work/'there').mkdir(parents=True); monkeypatch.chdir(work)
+    before = everything(here)
+    with pytest.raises(error):
+        with run_folder({**args, 'out':out}, 'x') as (o,_): (o/'checkpoints'/'run').mkdir(); (o/'mixed.png').touch(); raise error
+    assert everything(here)==before
+
+def test_ctrl_c_while_it_loads(here):
+    "From the first moment to the first epoch: no traceback, the exit code of a signal, nothing left"
+    for seconds in (.3, 1.5, 4, 8):
+        p = start('--epochs', 500, cwd=here)
+        try: p.wait(seconds); raise AssertionError(p.communicate()[0])
+        except subprocess.TimeoutExpired: p.send_signal(signal.SIGINT)
+        said = p.communicate()[0]
+        assert p.returncode in (-signal.SIGINT, 128+signal.SIGINT) and 'Traceback' not in said, said
+        assert everything(here)==[] or any(here.glob('runs/digits/checkpoints/run/epoch_*[1-9]*.pth')), everything(here)
+        shutil.rmtree(here/'runs', ignore_errors=True)
+
+@pytest.mark.filterwarnings('ignore')
+def test_home_and_dots(here, monkeypatch):
+    "`~` is the home directory, and `..` makes no folder"
+    (here/'home').mkdir(); (here/'work').mkdir(); monkeypatch.chdir(here/'work')
+    for o in ('HOME','USERPROFILE'): monkeypatch.setenv(o, str(here/'home'))
+    train_cli(epochs=1, out='~/x', lr=1e-2); train_cli(epochs=1, out='no/../../y', lr=1e-2)
+    assert files(here/'home'/'x')==files(here/'y')==FILES and everything(here/'work')==[]
+
+# --- a folder from somebody else
+
+class Payload:
+    "Whoever unpickles it makes a file"
+    def __init__(self, mark): self.mark = str(mark)
+    def __reduce__(self): return open, (self.mark,'w')
+
+@pytest.mark.filterwarnings('ignore')
+def test_no_pickle_is_read(here):
+    "A finished run is reported, compared and continued from numbers and JSON; what is in its `model.pkl` is not run"
+    acc = train_cli(epochs=1, out='out', compare=True, lr=1e-2)
+    for o in ('out','out/plain'): (here/o/'model.pkl').write_bytes(pickle.dumps(Payload(here/'mark')))
+    assert train_cli(epochs=1, out='out', compare=True, resume=True, lr=1e-2)==acc
+    (here/'out'/'plain'/'model.pkl').unlink()
+    train_cli(epochs=1, out='out', compare=True, lr=1e-2)
+    assert not (here/'mark').exists()
+
+@pytest.mark.filterwarnings('ignore')
+def test_no_link_is_followed(here):
+    "Whatever in the folder is a link, files outside stay as they are and none is added"
+    (here/'other').mkdir(); (here/'other'/'precious').write_text('here')
+    train_cli(epochs=1, out='whole', lr=1e-2)
+    for link,to in {'history.csv':'precious', 'curves.png':'precious', '.model.pkl.tmp':'precious', 'plain':'', 'checkpoints/run':'', 'checkpoints/run/lock':'precious'}.items():
+        shutil.rmtree(here/'out', ignore_errors=True); shutil.copytree(here/'whole', here/'out'); (here/'out'/'model.pkl').unlink()
+        f = here/'out'/link
+        if f.is_dir(): shutil.rmtree(f)
+        f.unlink(missing_ok=True); f.symlink_to(here/'other'/to)
+        with pytest.raises(BadArgument, match=f'{link} is a link'): train_cli(epochs=1, out='out', compare=True, lr=1e-2)
+        assert everything(here/'other')==['precious'] and (here/'other'/'precious').read_text()=='here'
+    (here/'runs').mkdir(); (here/'runs'/'digits').symlink_to(here/'whole')
+    train_cli(epochs=1, lr=1e-2)
+    assert sorted(os.listdir(here/'runs'))==['digits','digits-2']
+
+def cut(f): f.write_bytes(f.read_bytes()[:1000])
+damages = {'args []':(lambda d: (d/'args.json').write_text('[]'), {}, 'args.json is damaged'), 'args cut':(lambda d: (d/'args.json').write_text('{"epo'), {}, 'args.json is damaged'),
+    'args deep':(lambda d: (d/'args.json').write_text('['*100_000), {}, 'args.json is damaged'), 'args bytes':(lambda d: (d/'args.json').write_bytes(b'\xff{}'), {}, 'args.json is damaged'),
+    'args pipe':(lambda d: ((d/'args.json').unlink(), os.mkfifo(d/'args.json')), {}, 'args.json is damaged'),
+    'model':(lambda d: cut(d/'model.safetensors'), dict(resume=True), 'model.safetensors is damaged'), 'other model':(lambda d: shutil.copy(d/'other.safetensors', d/'model.safetensors'), dict(resume=True), 'model.safetensors is damaged'),
+    'checkpoints':(lambda d: ((d/'model.pkl').unlink(), *map(cut, d.glob('checkpoints/run/*.pth'))), {}, 'is whole'),
+    'history':(lambda d: ((d/'plain'/'model.pkl').unlink(), (d/'history.csv').write_bytes(b'a\n"')), dict(compare=True), 'history.csv')}
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    from safetensors.torch import save_file
+    import torch
+    d = tmp_path_factory.mktemp('whole')/'out'
+    train_cli(epochs=1, out=d, compare=True, lr=1e-2)
+    save_file({'x':torch.zeros(2)}, d/'other.safetensors')
+    return d
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('damage', damages)
+def test_damaged_folders(whole, here, damage):
+    "Named, with what to do; no traceback and nothing that waits for ever"
+    do,kw,says = damages[damage]
+    if 'pipe' in damage and not hasattr(os, 'mkfifo'): pytest.skip('pipes as Unix has them')
+    shutil.copytree(whole, here/'out'); do(here/'out')
+    with pytest.raises(BadArgument, match=says): train_cli(epochs=1, out='out', lr=1e-2, **kw)
+
+def test_order_of_files(folder, monkeypatch):
+    "By name, whatever order the file system lists them in"
+    import fastmix.data as D
+    files,get = list_folder(folder),D.get_image_files
+    monkeypatch.setattr(D, 'get_image_files', lambda o: get(o)[::-1])
+    assert list_folder(folder)==files and [o.name for o in files[:16]]==sorted(o.name for o in (folder/'train'/'eight').iterdir())
+
+# --- output for people
+
+def test_a_log(folder, here):
+    "A line an epoch, no bars, nothing on stderr; with names that are not UTF-8, hold formulas and line breaks, to an ASCII terminal"
+    d = here/os.fsdecode(b'pics-\xff')
+    shutil.copytree(folder, d)
+    for side in ('train','val'):
+        for old,new in dict(zero=b'\xfe$x_', three=b'a\nb').items(): (d/side/old).rename(d/side/os.fsdecode(new))
+    p = subprocess.run(cli(d, '--epochs', 2, '--size', 16, '--bs', 16, '--workers', 0, '--ema', .5), cwd=here, capture_output=True, env={**os.environ, 'OMP_NUM_THREADS':'1', 'PYTHONIOENCODING':'ascii'})
+    assert p.returncode==0 and p.stderr==b'', p.stderr
+    lines = p.stdout.decode('ascii').splitlines()
+    assert [l.partition(':')[0] for l in lines[1:3]]==['epoch 1/2','epoch 2/2'] and 'valid_loss' in lines[1] and 'ema_accuracy' in lines[1]
+    assert len(lines)==5 and '\r' not in p.stdout.decode() and lines[-1].startswith('written to runs/pics-')
+    assert files(here/'runs'/d.name)==FILES
+    p = run(d, '--epochs', 2, '--size', 16, '--bs', 16, '--arch', 'nothing', cwd=here)
+    assert p.returncode==2 and len(p.stderr.splitlines())==1
+
+def test_a_terminal(here):
+    "Bars, where somebody is looking"
+    pty = pytest.importorskip('pty', reason='terminals as Unix has them')
+    ours,theirs = pty.openpty()
+    p = subprocess.Popen(cli('--epochs', 1), cwd=here, stdout=theirs, stderr=subprocess.PIPE, env={**os.environ, 'OMP_NUM_THREADS':'1'})
+    os.close(theirs); said = b''
+    while True:
+        try: new = os.read(ours, 10_000)
+        except OSError: break
+        if not new: break
+        said += new
+    os.close(ours)
+    assert p.wait()==0 and b'epoch 1/1:' not in said and b'train_loss' in said and '█'.encode() in said
+
+def test_list_archs(capsys):
+    assert train_cli(list_archs=True) is None
+    names = capsys.readouterr().out.split()
+    assert {'small','xresnet18','resnet18'}<=set(names) and len(names)==len(set(names))
 
 def test_a_batch_larger_than_the_data(folder, here):
     with pytest.raises(BadArgument, match='--bs 500'): train_cli(folder, bs=500, workers=0)
@@ -205,6 +365,16 @@ def test_kill_and_signals(here):
     assert q.returncode==2 and 'holds a finished run' in q.stderr
     q = run(*args[2:], '--epochs', 9, '--out', 'b', cwd=here)
     assert q.returncode==2 and '--epochs 7, not 9' in q.stderr
+
+@pytest.mark.skipif(not hasattr(os, 'killpg'), reason='groups of processes as Unix has them')
+def test_a_signal_to_all_processes(folder, here):
+    "As a terminal and a cluster send it, to those that load data too: the epoch is ended, and the run goes on from there"
+    p = subprocess.Popen(cli(folder, '--epochs', 500, '--size', 16, '--bs', 16, '--workers', 1, '--out', 'out'), cwd=here, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                         text=True, env={**os.environ, 'OMP_NUM_THREADS':'1'}, start_new_session=True)
+    wait_for(here/'out', 1, p); os.killpg(p.pid, signal.SIGTERM)
+    said = p.communicate()[0]
+    assert p.returncode==128+signal.SIGTERM and 'Traceback' not in said and said.count('stopping at the end')==1, said
+    assert len(history(here/'out'))==said.count('epoch ') and any((here/'out'/'checkpoints'/'run').glob('*.pth'))
 
 def test_two_processes(here):
     """Several processes, unchanged: one folder, written once; killed and continued it ends the same. On CPUs accelerate starts several by MPI only, so
