@@ -39,7 +39,7 @@ def _are_boxes(y, size):
     return y.ndim==2 and y.is_cpu and y.numel()>0 and _are_corners(y)
 
 def check_target(
-    y, # A target (n,...); what is no tensor is not looked at
+    y:object, # A target (n,...); what is no tensor is not looked at
     size:tuple=(), # Spatial size of the input, `x.shape[2:]`: whole numbers at its scale are a mask
     name:str='target', # For the message
 )->None:
@@ -78,21 +78,23 @@ def one_hot_target(
     columns = torch.arange(n_classes, device=y.device).view(-1, *[1]*(y.ndim-2))
     return smooth_labels((y==columns).float(), label_smoothing)
 
+_no_ignoring = "A mixed target cannot leave out a label (-100, ignore_index): use mixup_batch or cutmix_batch and mix two losses, " \
+               "or take these samples out of the batch"
+
 def check_labels(
     y:Tensor, # Class numbers of any shape
     n_classes:int, # How many classes there are
-    name:str='target', # For the message
+    remedy:str=_no_ignoring, # What to do, for the message
 )->None:
     "Refuse labels outside of `0…n_classes-1`: `ValueError` on a CPU, torch's assertion on an accelerator, without waiting for it"
     if not y.is_cpu: torch.empty(n_classes, device=y.device).gather(0, plain_tensor(y).reshape(-1).long())
     elif y.numel() and not 0<=y.min()<=y.max()<n_classes: raise ValueError(
-        f"{name} has labels from {y.min()} to {y.max()}, but {n_classes} classes are 0 to {n_classes-1}. A mixed target cannot leave out a label "
-        "(-100, ignore_index): use mixup_batch or cutmix_batch and mix two losses, or take these samples out of the batch")
+        f"target has labels from {y.min()} to {y.max()}, but {n_classes} classes are 0 to {n_classes-1}. {remedy}")
 
 # %% ../nbs/mix/08_target.ipynb #9137fa49
 def _partner_share(plan, t):
     "Weight of the partner's target: a number, or one for each sample"
-    if plan.per_batch and not isinstance(plan.lam, Tensor): return 1-float(plan.lam[0])
+    if plan.per_batch and plan.n and not isinstance(plan.lam, Tensor): return 1-float(plan.lam[0])
     return per_sample(1-plan.lam, t).to(t.dtype)
 
 def mix_one_hot(
@@ -177,7 +179,7 @@ def mix_dense_target(
 
 # %% ../nbs/mix/08_target.ipynb #d3a4aea6
 def mix_target(
-    y, # (n,...) a target of any kind; what is no tensor (names, ids) stays the sample's own
+    y:object, # (n,...) a target of any kind; what is no tensor (names, ids) stays the sample's own
     plan:Plan, # As for the input
     n_classes:int|Callable|None=None, # Columns of the rows of a category, or a function that gives their number; 1: the number is the target
     label_smoothing:float=0., # ε in [0,1) for these rows
@@ -222,7 +224,7 @@ def _mix_class_numbers(y, plan, n_classes, label_smoothing, source):
 
 # %% ../nbs/mix/08_target.ipynb #c3bd0b33
 def mix_soft_target(
-    y, # (n,...) a target of any kind; what is no tensor comes back as it is
+    y:object, # (n,...) a target of any kind; what is no tensor comes back as it is
     plan:Plan, # As for the input
     n_classes:int|None=None, # Number of classes, 1: yes or no; needed for class numbers
     label_smoothing:float=0., # ε in [0,1), for class numbers and for `multi_label`
@@ -243,7 +245,7 @@ def mix_soft_target(
         check_labels(y, 2)
         return smooth_each_label(numbers((y if y.ndim>1 and y.shape[1]==1 else y.unsqueeze(1)).float()), label_smoothing)
     if _are_columns(y, n_classes, size) or n_classes is None and y.ndim==2:
-        if n_classes is not None: check_labels(y, 2)
+        if n_classes is not None: check_labels(y, 2, 'Columns are labels, 0 or 1. Give several targets as a tuple, with num_classes=(…); give other numbers as floats')
         return numbers(y.float())
     if n_classes is None: raise ValueError("num_classes=None: class numbers need the number of classes to become rows")
     return _mix_class_numbers(y, plan, n_classes, label_smoothing, source)

@@ -162,9 +162,10 @@ def _diff_schedules(here, saved):
     return [l for k in here for l in _diff(f'schedule, {k}', here[k], saved[k])[:1]]
 
 def _follows(aspect, name, found):
-    "What follows from a difference that is named already: the weight decay that suits another learning rate, the layers of another model"
+    "What follows from a difference that is named already: the weight decay that suits another learning rate, the order of other items, the layers of another model"
+    if 'order of the items' in name: return any(name.split(',')[1]+', checksum of the items' in o for o in found)
     if aspect=='optimizer': return name.startswith('optimizer, wd:') and any(o.startswith(('schedule, lr','epochs:')) for o in found)
-    return aspect=='layers' and bool(found)
+    return aspect=='layers' and any(o.split(':')[0]!=aspect for o in found)
 
 def _at_most_three(aspect, lines): return lines[:3] + ([f'{aspect}: {len(lines)-3} more differences'] if len(lines)>3 else [])
 
@@ -178,5 +179,5 @@ def diff_runs(
     for k in sorted(here, key=lambda k: k=='layers'):
         if k=='layers' and not same_torch: continue
         lines = _diff_schedules(here[k], saved[k]) if k=='schedule' else _diff(k, here[k], saved.get(k))
-        res += _at_most_three(k, [l for l in lines if not _follows(k, l, res)])
+        res += _at_most_three(k, [l for l in lines if not _follows(k, l, res+lines)])
     return res

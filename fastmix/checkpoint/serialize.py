@@ -92,7 +92,7 @@ def _packed(o):
 
 def _plain_items(o):
     "A sequence: a list or tuple as it is, others with a tag"
-    if type(o) is set: return {to_plain(x) for x in o}
+    if type(o) is set and all(x is None or type(x) in (bool,int,float) for x in o): return set(o)
     data = (_packed(o) if type(o) in (list,tuple,L) else None) or [to_plain(x) for x in o]
     if type(o) is list: return data
     if type(o) is tuple: return tuple(data) if isinstance(data, list) else {_TAG:'tuple', 'data':data}
@@ -104,7 +104,7 @@ def _is_text(s):
     return True
 
 def _plain_dict(o):
-    plain_keys = all(k is None or type(k) in (bool,int,float) or type(k) is str and _is_text(k) for k in o)
+    plain_keys = _TAG not in o and all(k is None or type(k) in (bool,int,float) or type(k) is str and _is_text(k) for k in o)
     if type(o) in (dict,OrderedDict) and plain_keys: return type(o)((k,to_plain(v)) for k,v in o.items())
     return {_TAG:type(o).__name__, 'data':[(to_plain(k),to_plain(v)) for k,v in o.items()]}
 
@@ -136,6 +136,7 @@ _READERS = dict( # By tag: a function of the data, read already, of what else is
     tensor=None, path=lambda d,p,like: Path(d), str=lambda d,p,like: d.numpy().tobytes().decode('utf-8', 'surrogatepass'),
     numbers=lambda d,p,like: _numbers(d, p['of']), scalars=lambda d,p,like: list(d.clone().unbind()), array=lambda d,p,like: _array(d, p['dtype'], p['shape']),
     tuple=lambda d,p,like: tuple(d), L=lambda d,p,like: L(d), deque=lambda d,p,like: deque(d, p['maxlen']), frozenset=lambda d,p,like: frozenset(d),
+    set=lambda d,p,like: set(d),
     bytes=lambda d,p,like: d.numpy().tobytes(), bytearray=lambda d,p,like: bytearray(d.numpy().tobytes()), complex=lambda d,p,like: complex(*d),
     dict=lambda d,p,like: dict(d), OrderedDict=lambda d,p,like: OrderedDict(d), Counter=lambda d,p,like: Counter(dict(d)),
     defaultdict=lambda d,p,like: defaultdict(getattr(like, 'default_factory', None), d), state=lambda d,p,like: _fill(d, p['of'], like))

@@ -73,7 +73,7 @@ def set_generator_states(
     "Put the generators back that belong to a part of the run"
     left = dict(states)
     for k,o in _reachable(learn, ignore):
-        if k in left and isinstance(o, GENERATORS): from_plain(left.pop(k), o)
+        if k in left and isinstance(o, GENERATORS) and from_plain(left.pop(k), o) is not o: raise ValueError(f"{k} is no state of a generator")
     return list(left)
 
 # %% ../../nbs/runs/04_state.ipynb #7383811d
@@ -90,8 +90,9 @@ def set_loader_state(
     state:dict, # From `loader_state`
 )->None: # Draws random numbers, which are put back later
     "Bring a loader to where it was"
-    if hasattr(dl, '_one_pass') and state['knows types'] != bool(vars(dl).get('_types')):
-        if state['knows types']: dl._one_pass()
+    knows = state['knows types']
+    if hasattr(dl, '_one_pass') and knows!=bool(vars(dl).get('_types')):
+        if knows: dl._one_pass()
         else: dl._types = None
     if 'order' in state and hasattr(dl, 'make_chunks'):
         for i,v in enumerate(state['order']): dl.items.idxs[i] = v # loader and lengths share this list
@@ -239,7 +240,7 @@ def set_weights(
     state:dict, # From `global_state`
 )->None: # A `ValueError`, before anything is changed, if they do not fit
     "Parameters and buffers of `model` become those of `state`"
-    here,new = {**dict(model.named_buffers()), **model.state_dict()},{**state['buffers'], **state['model']}
+    here,new = {**model.state_dict(), **dict(model.named_buffers())},{**state['model'], **state['buffers']}
     new = {k:from_plain(v) for k,v in new.items()}
     def shape(v): return tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__
     wrong = [k for k in {**here, **new} if k not in here or k not in new or shape(here[k])!=shape(new[k])]
@@ -294,7 +295,7 @@ def set_rank_state(
     lost = []
     for k,cb in named_callbacks(learn, ignore).items():
         if k in state['callbacks']: lost += [f'{k}.{n}' for n in set_callback_state(cb, state['callbacks'][k], device)]
-    for dl,s in zip(loaders_of(learn.dls), state['loaders']): set_loader_state(dl, s)
+    for dl,s in zip(loaders_of(learn.dls), state['loaders'], strict=True): set_loader_state(dl, s)
     lost += set_generator_states(learn, state['generators'], ignore)
     set_random_state(state['random']) # last, so that nothing draws after it
     return lost
