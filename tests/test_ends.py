@@ -69,7 +69,7 @@ def end(learn, cbs=None):
 def own_cancel(ev):
     "What stops the part of a fit that an event belongs to"
     part = ev.split('_')[-1]
-    return by_name[f"Cancel{dict(pred='batch', loss='batch').get(part, part).title()}Exception"]
+    return by_name[f"Cancel{dict(pred='batch', loss='batch', validate='valid').get(part, part).title()}Exception"]
 
 def differs(ev, ex, position):
     "Is this a case of its own? fastai treats alike what it does not catch, and what it catches in the same place"
