@@ -95,7 +95,7 @@ def photos(size=112):
     from sklearn.datasets import load_sample_images
     china,flower = (torch.tensor(o).permute(2,0,1).float() for o in load_sample_images().images)
     boxes = [(china,20,50,320,'tower'), (flower,72,164,290,'dahlia'), (china,125,395,245,'trees'), (flower,300,290,127,'bud'),
-             (china,0,330,240,'roof'), (flower,0,0,190,'leaves')]
+             (china,0,330,240,'sky'), (flower,0,0,190,'leaves')]
     x = [F.interpolate(p[None,:,t:t+s,l:l+s], (size,size), mode='bicubic', antialias=True)[0] for p,t,l,s,_ in boxes]
     return torch.stack(x).clamp(0,255).round().byte(),[o[-1] for o in boxes]
 

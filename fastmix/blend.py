@@ -57,7 +57,8 @@ def _resize_linear(xp, box, size):
 
 def _resize_nearest(yp, box, size):
     at,d = 0,len(size)
-    for i,((a,b),s) in enumerate(zip(_box_ratios(box, size), yp.shape[2:])): at = at*s + _axis_view((a*s//b).clip(0, s-1), yp, i, d)
+    for i,((a,b),s) in enumerate(zip(_box_ratios(box, size), yp.shape[2:])):
+        at = at*s + _axis_view((a*s//b).clip(0, s-1), yp, i, d)
     at = at.expand(-1, *size).flatten(1).unsqueeze(1).expand(-1, yp.shape[1], -1)
     return yp.flatten(2).gather(2, at).view(*yp.shape[:2], *size)
 
@@ -133,9 +134,11 @@ def _blend_inplace(x, plan, source):
 
 # %% ../nbs/mix/07_blend.ipynb #72569126
 def _check_fits(x, plan):
-    if len(x) != plan.n: raise ValueError(f"x holds {len(x)} samples but the plan was drawn for {plan.n}; draw a plan for this batch")
+    if len(x) != plan.n: raise ValueError(
+        f"x holds {len(x)} samples but the plan was drawn for {plan.n}; draw a plan for this batch")
     d = len(plan.size) if plan.size is not None else 0 if plan.box is None else plan.box.shape[1]
-    if d and x.ndim != 2+d: raise ValueError(f"x has shape {tuple(x.shape)}; a plan over {d} dimensions needs (n, channels, {d} sizes)")
+    if d and x.ndim != 2+d: raise ValueError(
+        f"x has shape {tuple(x.shape)}; a plan over {d} dimensions needs (n, channels, {d} sizes)")
 
 def blend(
     x:Tensor, # (n,...) of any float dtype, device and memory format; boxes and masks need (n,c,...) with their number of sizes
@@ -143,7 +146,7 @@ def blend(
     inplace:bool=False, # Write the result into `x`? Otherwise `x` is left as it is
     source:Tensor|None=None, # (m,...) whose samples `plan.partner` lists; `None`: `x` itself
 )->Tensor: # As `x`: its shape, dtype, device, memory format and type
-    "Each sample of `x` mixed with its partner; `TypeError` for whole numbers, `ValueError` for a wrong number of samples or dimensions"
+    "Each sample of `x` mixed with its partner; `TypeError` for whole numbers, `ValueError` for a plan that does not fit"
     check_input(x)
     _check_fits(x, plan)
     if not plan.mixes: return x

@@ -19,8 +19,8 @@ def number(
     below:bool=False, # Is `hi` itself refused?
 )->float: # `v`; raises a `ValueError` if it is no number from `lo` to `hi`
     "Refuse `v` unless it is a number from `lo` to `hi`"
-    ok = isinstance(v, (int,float,np.number)) and not isinstance(v, bool) and np.isfinite(v) and lo<=v and (v<hi if below else v<=hi)
-    if ok: return float(v)
+    is_number = isinstance(v, (int,float,np.number)) and not isinstance(v, bool) and np.isfinite(v)
+    if is_number and lo<=v and (v<hi if below else v<=hi): return float(v)
     allowed = f'a number of {lo:g} or more' if hi==float('inf') else f"a number from {lo:g} to {'below ' if below else ''}{hi:g}"
     raise ValueError(f"{name}={v!r}: must be {allowed}")
 

@@ -66,7 +66,7 @@ EMA_SHARE = .04 # of the run, which the average looks back over
 class EMA(Callback):
     "Exponential moving average of the weights, validated beside the weights themselves"
     order,remove_on_fetch = 55,True
-    _stateattrs = ('_avg','_metrics','_seen','_memory')
+    _stateattrs = ('_avg','_avg_metrics','_seen','_memory')
     def __init__(self,
         decay:float|None=None, # Part of the average that stays in a step, in [0,1); `None`: it looks back over `EMA_SHARE` of the run
         swap:bool=True, # Does the model get the averaged weights when the fit ends? If not, they are there for `averaged`
@@ -78,7 +78,7 @@ class EMA(Callback):
 
     def _init_state(self):
         self._avg,self._n,self._skipped,self._new,self._trained = None,0,False,True,False
-        self._metrics,self._seen,self._memory = [],None,{}
+        self._avg_metrics,self._seen,self._memory = [],None,{}
 
     def before_fit(self):
         "Announce the columns"
@@ -170,15 +170,15 @@ def _set_memory(memory):
 def before_validate(self:EMA):
     "The average gets metrics of its own"
     rec = vars(self.learn).get('recorder')
-    self._metrics = [deepcopy(m) for m in rec._valid_mets] if self._trained and self.validate and rec else []
-    for m in self._metrics: m.reset()
-    self._memory = _memory_of(self.model) if self._metrics else {}
+    self._avg_metrics = [deepcopy(m) for m in rec._valid_mets] if self._trained and self.validate and rec else []
+    for m in self._avg_metrics: m.reset()
+    self._memory = _memory_of(self.model) if self._avg_metrics else {}
 
 @patch
 def after_pred(self:EMA):
     "Prediction and loss of the averaged weights"
     learn,self._seen = self.learn,None
-    if learn.training or not self._metrics or not len(learn.yb): return
+    if learn.training or not self._avg_metrics or not len(learn.yb): return
     own = _memory_of(learn.model)
     with _holding(_weights(learn.model), self._avg):
         try:
@@ -195,14 +195,14 @@ def after_batch(self:EMA):
     was = learn.pred,learn.loss
     learn.pred,learn.loss = self._seen
     try:
-        for m in self._metrics: m.accumulate(learn)
+        for m in self._avg_metrics: m.accumulate(learn)
     finally: (learn.pred,learn.loss),self._seen = was,None
 
 @patch
 def after_validate(self:EMA):
     "The results go into the recorder's log"
-    if self._metrics and self.recorder._valid_mets: self.recorder.log += L(_number_of(m.value) for m in self._metrics)
-    self._metrics,self._memory = [],{}
+    if self._avg_metrics and self.recorder._valid_mets: self.recorder.log += L(_number_of(m.value) for m in self._avg_metrics)
+    self._avg_metrics,self._memory = [],{}
 
 def _number_of(v): return v.item() if isinstance(v, Tensor) and v.numel()==1 else v
 

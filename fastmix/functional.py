@@ -36,7 +36,8 @@ def _check_targets(target, n, name, size):
     if not (tensors := nested_tensors(target)): raise TypeError(
         f"target is a {type(target).__name__}; it must be a tensor, or a tuple or a dict that holds one")
     for t in tensors:
-        if not t.ndim or len(t)!=n: raise ValueError(f"target has {len(t) if t.ndim else 'no'} samples, {name} has {n}; they must be as many")
+        if not t.ndim or len(t)!=n: raise ValueError(
+            f"target has {len(t) if t.ndim else 'no'} samples, {name} has {n}; they must be as many")
         check_target(t, size)
 
 def _checked_partners(rng, input, target, indices):
@@ -47,7 +48,8 @@ def _checked_partners(rng, input, target, indices):
     if indices is None: return dict(n=n, partner=draw_partner(rng, n, 'batch'))
     indices = torch.as_tensor(indices)
     if indices.shape!=(n,) or indices.is_floating_point() or indices.dtype==torch.bool: raise ValueError(
-        f"indices has shape {tuple(indices.shape)} and dtype {indices.dtype}; it must be {n} whole numbers, the partner of each sample")
+        f"indices has shape {tuple(indices.shape)} and dtype {indices.dtype}; "
+        f"it must be {n} whole numbers, the partner of each sample")
     if indices.is_cpu and n and not 0<=indices.min()<=indices.max()<n: raise ValueError(
         f"indices has values from {indices.min()} to {indices.max()}; the partners of {n} samples are from 0 to {n-1}")
     return dict(n=n, partner=indices.to(input.device, torch.long))
@@ -75,7 +77,8 @@ def mixup_batch(
 def _cut_size(input):
     "The sizes that a box has: those of dimensions 2 and 3, or that of dimension 2 for a sequence"
     if not isinstance(input, Tensor) or input.ndim<3: raise ValueError(
-        f"input has shape {tuple(getattr(input, 'shape', ()))}; a mask or a box needs (n, channels, ...) and a size: use mixup_batch")
+        f"input has shape {tuple(getattr(input, 'shape', ()))}; "
+        "a mask or a box needs (n, channels, ...) and a size: use mixup_batch")
     return tuple(input.shape[2:4])
 
 def _to_box(bbox, size):
@@ -85,7 +88,8 @@ def _to_box(bbox, size):
         start2,start3,stop2,stop3 = edges = [int(o) for o in bbox]
         if any(a!=b for a,b in zip(edges, bbox)): raise ValueError
     except (TypeError, ValueError): raise ValueError(f"bbox={bbox!r}: must be {want}, whole numbers of pixels") from None
-    if not (0<=start2<=stop2<=h and 0<=start3<=stop3<=w): raise ValueError(f"bbox={bbox!r}: must be {want}, within {h} x {w} pixels")
+    if not (0<=start2<=stop2<=h and 0<=start3<=stop3<=w): raise ValueError(
+        f"bbox={bbox!r}: must be {want}, within {h} x {w} pixels")
     return np.array([[start2,stop2],[start3,stop3]])[None,:len(size)]
 
 def _to_bbox(box):
@@ -118,7 +122,8 @@ def _fill(rng, input, target, indices, box, **kwargs):
     whole = np.array([[0,s] for s in input.shape[4:]], np.int64).reshape(-1, 2)
     full = np.concatenate([box[0], whole])[None].repeat(n, 0)
     partners = _checked_partners(rng, input, target, indices)
-    plan = Plan(weight=_same_for_all(1, n), lam=_same_for_all(area, n), box=full, per_batch=True, size=tuple(input.shape[2:]), **partners, **kwargs)
+    plan = Plan(weight=_same_for_all(1, n), lam=_same_for_all(area, n), box=full, per_batch=True, size=tuple(input.shape[2:]),
+                **partners, **kwargs)
     return blend(input, plan), _partners_targets(plan, target), area, _to_bbox(box)
 
 def cutmix_batch(
@@ -126,7 +131,7 @@ def cutmix_batch(
     target:Tensor|tuple|dict, # (n,...) of any kind, or several
     length:float|None=None, # Side of the box as a share of the picture's, in [0,1]; `None`: from `alpha`
     alpha:float=1., # Of Beta(alpha,alpha), 0 or more, from which the untouched share is drawn
-    bbox:tuple|None=None, # (start over dimension 2, start over dimension 3, stop over 2, stop over 3), if you want to choose the box
+    bbox:tuple|None=None, # Your box: (start over dimension 2, start over dimension 3, stop over 2, stop over 3)
     indices:Tensor|None=None, # (n,) partners; `None`: a random roll
     uniform_sampling:bool=False, # Has every pixel the same chance to be cut?
 )->tuple: # Mixed input, `target[indices]`, untouched area, `bbox`; `TypeError` or `ValueError` for arguments that cannot be mixed
@@ -141,13 +146,15 @@ def resizemix_batch(
     input:Tensor, # (n,c,...) floats
     target:Tensor|tuple|dict, # (n,...) of any kind, or several
     scope:tuple=(.1,.8), # Smallest and largest side of the box as shares of the picture's, in [0,1]
-    bbox:tuple|None=None, # (start over dimension 2, start over dimension 3, stop over 2, stop over 3), if you want to choose the box
+    bbox:tuple|None=None, # Your box: (start over dimension 2, start over dimension 3, stop over 2, stop over 3)
     indices:Tensor|None=None, # (n,) partners; `None`: a random roll
 )->tuple: # Mixed input, `target[indices]`, untouched area, `bbox`; `TypeError` or `ValueError` for arguments that cannot be mixed
     "[ResizeMix](https://arxiv.org/abs/2012.11101) with one box for the batch, filled with the whole of the partners, shrunk"
     rng,size = _call_rng(),_cut_size(input)
     if bbox is not None: box = _to_box(bbox, size)
-    else: box = clipped_boxes(rng, (rng.uniform(*min_max('scope', scope, none=False))*np.array(size)).astype(np.int64)[None], size)
+    else:
+        side = rng.uniform(*min_max('scope', scope, none=False))
+        box = clipped_boxes(rng, (side*np.array(size)).astype(np.int64)[None], size)
     return _fill(rng, input, target, indices, box, resize=True)
 
 # %% ../nbs/loop/00_functional.ipynb #7f6b1537
@@ -156,7 +163,8 @@ def _rest(mask): return ~mask if mask.dtype==torch.bool else 1-mask
 def _kept(mask, size):
     "The share that a user's mask keeps; the mask is checked"
     if not isinstance(mask, Tensor): raise TypeError(f"mask is a {type(mask).__name__}; it must be a tensor")
-    if tuple(mask.shape)!=size: raise ValueError(f"mask has shape {tuple(mask.shape)}; it must be {size}, the spatial size of input")
+    if tuple(mask.shape)!=size: raise ValueError(
+        f"mask has shape {tuple(mask.shape)}; it must be {size}, the spatial size of input")
     if mask.is_cpu and mask.numel() and not 0<=mask.min()<=mask.max()<=1: raise ValueError(
         f"mask has values from {mask.min()} to {mask.max()}; what a sample keeps of a pixel is from 0 to 1")
     return float(mask.float().mean())
@@ -193,13 +201,15 @@ def _classes_by_key(keys, num_classes):
     "A number of classes for each of `keys`"
     if not isinstance(num_classes, (tuple,dict)): return dict.fromkeys(keys, num_classes)
     if len(num_classes)!=len(keys) or isinstance(num_classes, dict) and set(num_classes)!=set(keys): raise ValueError(
-        f"num_classes={num_classes!r}: there are {len(keys)} targets, {', '.join(map(str, keys))}; give one number, or one for each of them")
+        f"num_classes={num_classes!r}: there are {len(keys)} targets, {', '.join(map(str, keys))}; "
+        "give one number, or one for each of them")
     return num_classes if isinstance(num_classes, dict) else dict(zip(keys, num_classes))
 
 def _each_target(f, target, num_classes, *more):
     "`f(target, classes, *more)` for each tensor of several targets; what is no tensor stays as it is"
     if isinstance(target, Tensor):
-        if isinstance(num_classes, (tuple,dict)): raise ValueError(f"num_classes={num_classes!r}: there is one target; give one number")
+        if isinstance(num_classes, (tuple,dict)): raise ValueError(
+            f"num_classes={num_classes!r}: there is one target; give one number")
         return f(target, num_classes, *more)
     if not nested_tensors(target): return target
     keys = list(target) if isinstance(target, Mapping) else list(range(len(target)))
@@ -209,7 +219,7 @@ def _each_target(f, target, num_classes, *more):
     return type(target)(*res.values()) if hasattr(target, '_fields') else type(target)(res.values())
 
 # %% ../nbs/loop/00_functional.ipynb #e0ce5950
-def _place(t, n, lam, bbox, mask, resize):
+def _targets_plan(t, n, lam, bbox, mask, resize):
     "The plan of which `t` and its partner's target are the two sides"
     if bbox is None and mask is None: return Plan(n, lam, lam, per_batch=not isinstance(lam, Tensor))
     ones = _same_for_all(1, n)
@@ -219,7 +229,7 @@ def _place(t, n, lam, bbox, mask, resize):
     return Plan(n, ones if size else lam, lam, box=box, size=size or None, resize=resize, per_batch=True)
 
 def mix_targets(
-    target:Tensor|tuple|dict, # (n,) or (n,1) class numbers, (n,...) numbers (soft labels, several labels, regression), (n,H,W) masks; or several
+    target:Tensor|tuple|dict, # Class numbers (n,), numbers (n,...), masks (n,H,W), or several of them
     target_perm:Tensor|tuple|dict, # The partners', as the functions above give them
     mixing:float|Tensor, # Weight of the partner, in [0,1], one or (n,)
     num_classes:int|tuple|dict|None=None, # Number of classes, for class numbers; one for each where targets are several
@@ -237,7 +247,9 @@ def mix_targets(
             f"mixing has shape {tuple(mixing.shape)}; it must be one weight, or {n}, one for each sample")
         lam = (1-mixing).reshape(-1).expand(n)
     else: lam = _same_for_all(1-number('mixing', mixing, 0, 1), n)
-    def mixed(t, c, t1): return mix_soft_target(t, _place(t, n, lam, bbox, mask, resize), c, label_smoothing, multi_label, source=t1)
+    def mixed(t, c, t1):
+        plan = _targets_plan(t, n, lam, bbox, mask, resize)
+        return mix_soft_target(t, plan, c, label_smoothing, multi_label, source=t1)
     return _each_target(mixed, target, num_classes, target_perm)
 
 # %% ../nbs/loop/00_functional.ipynb #c70f01b9
@@ -246,21 +258,22 @@ class Mixup:
     def __init__(self,
         mixup_alpha:float=1., # MixUp's alpha, 0 or more; 0: no MixUp
         cutmix_alpha:float=0., # CutMix's alpha, 0 or more; 0: no CutMix
-        cutmix_minmax:tuple|None=None, # Smallest and largest side of CutMix's box as shares of the picture's, instead of `cutmix_alpha`
+        cutmix_minmax:tuple|None=None, # Smallest and largest side of CutMix's box as shares, instead of `cutmix_alpha`
         prob:float=1., # Chance that a batch, pair or sample (as `mode` says) is mixed, in [0,1]
         switch_prob:float=.5, # Chance of CutMix rather than MixUp where both are on, in [0,1]
         mode:str='batch', # Who shares a draw: `'batch'`, `'pair'` or `'elem'`
         correct_lam:bool=True, # Is the label's weight what CutMix really left untouched?
         label_smoothing:float=.1, # ε in [0,1) for class numbers and for `multi_label`
         num_classes:int|tuple|dict=1000, # Columns of the one-hot targets; one number for each where targets are several
-        multi_label:bool=False, # Are targets (B, num_classes) columns that are each on or off? Then they are smoothed towards a half
+        multi_label:bool=False, # Are targets (B, num_classes) columns, each on or off, to be smoothed towards a half?
         inplace:bool=False, # Write the mixed pictures into `x`?
     ):
         self.mixup_alpha,self.cutmix_alpha = number('mixup_alpha', mixup_alpha),number('cutmix_alpha', cutmix_alpha)
         self.cutmix_minmax = min_max('cutmix_minmax', cutmix_minmax)
         if self.cutmix_minmax: self.cutmix_alpha = 1.
         if not (self.mixup_alpha or self.cutmix_alpha): raise ValueError(
-            f"mixup_alpha={mixup_alpha!r}, cutmix_alpha={cutmix_alpha!r}, cutmix_minmax=None: nothing to do; one of them must be above 0")
+            f"mixup_alpha={mixup_alpha!r}, cutmix_alpha={cutmix_alpha!r}, cutmix_minmax=None: "
+            "nothing to do; one of them must be above 0")
         self.mix_prob,self.switch_prob = number('prob', prob, 0, 1),number('switch_prob', switch_prob, 0, 1)
         self.mode,self.correct_lam = one_of('mode', mode, MODES),one_of('correct_lam', correct_lam, (True,False))
         self.label_smoothing = number('label_smoothing', label_smoothing, 0, 1, below=True)
@@ -277,9 +290,11 @@ def draw(self:Mixup,
     "What to do with the next batch"
     switch = self.switch_prob if self.mixup_alpha and self.cutmix_alpha else float(not self.mixup_alpha)
     if switch and not size: raise ValueError(
-        f"cutmix_alpha={self.cutmix_alpha:g}: CutMix needs (batch, channels, ...) and a size; set it to 0, and cutmix_minmax to None")
-    plan = draw_cutmixup(_call_rng(), n, size, self.mixup_alpha, self.cutmix_alpha, switch, self.cutmix_minmax, self.correct_lam, self.mode,
-                         self.mix_prob if self.mixup_enabled else 0., fold=False)
+        f"cutmix_alpha={self.cutmix_alpha:g}: CutMix needs (batch, channels, ...) and a size; "
+        "set it to 0, and cutmix_minmax to None")
+    prob = self.mix_prob if self.mixup_enabled else 0.
+    plan = draw_cutmixup(_call_rng(), n, size, self.mixup_alpha, self.cutmix_alpha, switch, self.cutmix_minmax, self.correct_lam,
+                         self.mode, prob, fold=False)
     return replace(plan, partner='mirror')
 
 # %% ../nbs/loop/00_functional.ipynb #b01f2eba
@@ -307,16 +322,18 @@ _labels = 'labels','label'
 
 def _split_batch(batch):
     "Inputs and targets of a batch in a dict"
-    if not isinstance(batch, Mapping): raise TypeError(f"target=None and x is a {type(batch).__name__}: give x and target, or one dict with 'labels'")
+    if not isinstance(batch, Mapping): raise TypeError(
+        f"target=None and x is a {type(batch).__name__}: give x and target, or one dict with 'labels'")
     targets = {k:batch[k] for k in _labels if isinstance(batch.get(k), Tensor)}
-    if not targets: raise TypeError(f"the batch has the keys {', '.join(map(str, batch))} and no tensor called 'labels' or 'label': give x and target")
-    def is_input(o): return bool(nested_tensors(o)) and not (isinstance(o, Tensor) and o.ndim<2 and not o.is_floating_point())   # ids are no input
-    return {k:v for k,v in batch.items() if k not in targets and is_input(v)},targets
+    if not targets: raise TypeError(
+        f"the batch has the keys {', '.join(map(str, batch))} and no tensor called 'labels' or 'label': give x and target")
+    def is_id(o): return isinstance(o, Tensor) and o.ndim<2 and not o.is_floating_point()
+    return {k:v for k,v in batch.items() if k not in targets and nested_tensors(v) and not is_id(v)},targets
 
 @patch
 def __call__(self:Mixup,
     x:Tensor|tuple|dict, # (B,...) floats, or several; or the whole batch in a dict
-    target:Tensor|tuple|dict|None=None, # (B,) or (B,1) class numbers, (B,C) dense targets, (B,H,W) masks, or several; `None`: `x` is the batch
+    target:Tensor|tuple|dict|None=None, # Class numbers (B,), dense targets (B,C), masks (B,H,W), or several; `None`: `x` is the batch
 )->tuple|dict: # Mixed x, (B,C) mixed targets on the device of x; or the mixed batch with the same keys. Errors as `mix_batch`
     "Mix a batch"
     if target is None:

@@ -9,7 +9,6 @@ __all__ = ['MixedLoss']
 
 # %% ../nbs/loss/02_loss.ipynb #f9109e3f
 import copy
-from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -31,8 +30,8 @@ def _one_weight(plan):
 def _loss(spec, pred, yb):
     "The user's loss; a `TypeError` if it is no tensor"
     l = spec.loss_func(pred, *yb)
-    if not isinstance(l, Tensor): raise TypeError(f"{spec.name} returns a {type(l).__name__}: a loss must be one tensor, so add up its parts")
-    return l
+    if isinstance(l, Tensor): return l
+    raise TypeError(f"{spec.name} returns a {type(l).__name__}: a loss must be one tensor, so add up its parts")
 
 def _blend_two(spec, pred, yb, yb1, w):
     "`w` times the loss on `yb` and `1-w` times that on `yb1`"
@@ -40,13 +39,13 @@ def _blend_two(spec, pred, yb, yb1, w):
     return w*_loss(spec, pred, yb) + (1-w)*_loss(spec, pred, yb1)
 
 # %% ../nbs/loss/02_loss.ipynb #6fccaac3
-@contextmanager
-def _without_reduction(loss_func):
-    "The user's own loss with `reduction='none'` for a moment"
-    old = loss_func.reduction
-    loss_func.reduction = 'none'
-    try: yield loss_func
-    finally: loss_func.reduction = old
+def _unreduced_own(f, pred, yb):
+    "The user's own loss with `reduction='none'` for a moment; `None` if it cannot be set, as in TorchScript"
+    old = f.reduction
+    try: f.reduction = 'none'
+    except Exception: return None
+    try: return f(pred, *yb)
+    finally: f.reduction = old
 
 def _unreduced_copy(spec):
     "A copy of a loss of the table with `reduction='none'`; class weights are shared with the user's"
@@ -63,8 +62,7 @@ def _unreduced(spec, pred, yb):
     f = spec.loss_func
     if not hasattr(f, 'reduction'): l = f(pred, *yb, reduction='none') if spec.keyword else None
     elif spec.known: l = _unreduced_copy(spec)(pred, *yb)
-    else:
-        with _without_reduction(f): l = f(pred, *yb)
+    else: l = _unreduced_own(f, pred, yb)
     if not isinstance(l, Tensor) or not l.ndim: return None
     return plain_tensor(l).sum(-1) if getattr(spec.inner, 'sum_classes', False) else plain_tensor(l)
 
@@ -89,7 +87,8 @@ def _is_per_sample(losses, pred, yb, n):
     l = losses(pred, yb)
     try: single = [losses(*map_tensors(lambda t: t[i:i+1], (pred, list(yb)))) for i in range(n)]
     except Exception: return False               # not made for one sample
-    return all(o is not None and o.numel()*n==l.numel() for o in single) and _close(torch.stack([o.reshape(-1) for o in single]), l.reshape(n,-1))
+    if any(o is None or o.numel()*n!=l.numel() for o in single): return False
+    return _close(torch.stack([o.reshape(-1) for o in single]), l.reshape(n,-1))
 
 def _counted(l, inputs):
     "(n,) which samples count: not those whose loss is 0/0 though all that goes in is finite, as that of an ignored label is"
@@ -103,7 +102,8 @@ def _reduced_how(total, l, counted):
     if not total.isfinite() or (l==0).all() and total==0: return None
     scale = l.abs().sum()
     mean,total = l.sum()/counted.sum(),total.reshape(())
-    fits = [r for r,v,s in (('mean',mean,scale/len(l)),('sum',l.sum(),scale)) if _close(torch.stack((total,s)), torch.stack((v,s)))]
+    seen = dict(mean=(mean,scale/len(l)), sum=(l.sum(),scale))
+    fits = [k for k,(v,s) in seen.items() if _close(torch.stack((total,s)), torch.stack((v,s)))]
     return fits[0] if len(fits)==1 else None if fits else ''
 
 def _find_form(spec, pred, yb, yb1):
@@ -117,11 +117,13 @@ def _find_form(spec, pred, yb, yb1):
         if all(_is_per_sample(f, pred, t, n) for t in (yb, yb1)): return form,None
         return '',"gives values for a batch that are not those of its samples one by one"
     try: single = [_single_losses(spec, pred, t).reshape(n) for t in (yb, yb1)]
-    except Exception as e: return '',f"gives one number for a whole batch and cannot be run sample by sample ({type(e).__name__}: {e})"
+    except Exception as e:
+        return '',f"gives one number for a whole batch and cannot be run sample by sample ({type(e).__name__}: {e})"
     how = {_reduced_how(t, l, _counted(l, (pred, list(y)))) for t,l,y in zip(total, single, (yb, yb1))} - {None}
     if len(how)==1 and '' not in how: return how.pop(),None
     if not how: return None,None
-    return '',f"gives one number for a whole batch ({total[0].item():.4g}) that is no mean of its samples' losses ({single[0].mean().item():.4g})"
+    return '',(f"gives one number for a whole batch ({total[0].item():.4g}) that is no mean of its samples' losses "
+               f"({single[0].mean().item():.4g})")
 
 # %% ../nbs/loss/02_loss.ipynb #f7e9566f
 def _by_sample(l, lam):
@@ -129,7 +131,8 @@ def _by_sample(l, lam):
     n = len(lam)
     if lam.ndim>1 and l.numel() != lam.numel(): raise ValueError(
         f"the loss has shape {tuple(l.shape)}, but each of {lam.numel()} pixels has a weight of its own: use FMix's max_soft=0")
-    if l.shape[0] != n or (lam.ndim>1 and l.shape[:lam.ndim]!=lam.shape): l = l.reshape(*(lam.shape if l.numel()==lam.numel() else (n,-1)))
+    if l.shape[0] != n or (lam.ndim>1 and l.shape[:lam.ndim]!=lam.shape):
+        l = l.reshape(lam.shape if l.numel()==lam.numel() else (n,-1))
     return l, lam.to(l.dtype).reshape(*lam.shape, *[1]*(l.ndim-lam.ndim))
 
 def _weighted_part(total, l, w):
@@ -137,13 +140,6 @@ def _weighted_part(total, l, w):
     s = l.sum()
     zero = s==0
     return total * torch.where(zero, w.mean(), (w*l).sum() / torch.where(zero, torch.ones_like(s), s))
-
-def _mix_singles(form, l, l1, lam, counted, counted1):
-    "The losses of single samples mixed; a sample that does not count is left out of a mean"
-    shape,(l,w),(l1,_) = l.shape[1:],_by_sample(l.reshape(len(l)), lam),_by_sample(l1.reshape(len(l1)), lam)
-    total = exact_lerp(l1.where(counted1, 0), l.where(counted, 0), w).sum()
-    if form=='mean': total = total / torch.lerp(counted1.to(w), counted.to(w), w).sum()
-    return total.reshape(shape)
 
 # %% ../nbs/loss/02_loss.ipynb #b47d19ae
 def _check_count(spec, l, n, pred, yb):
@@ -162,16 +158,39 @@ def _refuse(spec, why, yb):
         "whose 'none' has a value for each sample")
 
 # %% ../nbs/loss/02_loss.ipynb #13d7c5f2
-def _blend_samples(spec, pred, yb, yb1, lam):
-    "`lam` times the loss on `yb` and `1-lam` times that on `yb1` for each sample, for any loss that has a value for each"
-    if 'form' in spec.found: form,why = spec.found['form']
-    else:
-        form,why = ('unreduced',None) if spec.known and spec.reduction else _look_once(spec, pred, yb, yb1)
-        if form is not None: spec.found['form'] = form,why
-    if form=='': _refuse(spec, why, yb)
-    if form in ('mean','sum',None):
-        l,l1 = (_single_losses(spec, pred, t) for t in (yb, yb1))
-        return _mix_singles(form or 'mean', l, l1, lam, *(_counted(o.reshape(len(lam)), (pred, list(t))) for o,t in ((l,yb),(l1,yb1))))
+def _look_once(spec, pred, yb, yb1):
+    "`_find_form` on a copy of the loss, without a trace in the random generators"
+    cuda = {t.device for t in nested_tensors(pred) if t.is_cuda}
+    try: twin = copy.deepcopy(spec.loss_func)
+    except Exception: twin = spec.loss_func          # cannot be copied
+    with torch.no_grad(), torch.random.fork_rng(cuda): return _find_form(loss_spec(twin), pred, yb, yb1)
+
+def _form(spec, pred, yb, yb1):
+    "How the loss gives a value for each sample: known from the table, or seen in the first batch that could tell"
+    if spec.known and spec.reduction: return 'unreduced'
+    if 'form' not in spec.found:
+        form,why = _look_once(spec, pred, yb, yb1)
+        if form is None: return 'mean'
+        spec.found['form'] = form,why
+    form,why = spec.found['form']
+    if not form: _refuse(spec, why, yb)
+    return form
+
+# %% ../nbs/loss/02_loss.ipynb #2e90c7f4
+def _mix_singles(spec, form, pred, yb, yb1, lam):
+    "A `'mean'` or a `'sum'` of the losses of single samples, mixed; a sample that does not count is left out of a mean"
+    (l,shape,counted),(l1,_,counted1) = (_counted_losses(spec, pred, t) for t in (yb, yb1))
+    l,w = _by_sample(l, lam)
+    total = exact_lerp(l1.where(counted1, 0), l.where(counted, 0), w).sum()
+    if form=='mean': total = total / torch.lerp(counted1.to(w), counted.to(w), w).sum()
+    return total.reshape(shape)
+
+def _counted_losses(spec, pred, yb):
+    l = _single_losses(spec, pred, yb)
+    return l.reshape(len(l)), l.shape[1:], _counted(l.reshape(len(l)), (pred, list(yb)))
+
+def _mix_values(spec, form, pred, yb, yb1, lam):
+    "The values that the loss gives for each sample, mixed and reduced as the loss reduces"
     l,l1 = (_unreduced(spec, pred, t) if form=='unreduced' else plain_tensor(_loss(spec, pred, t)) for t in (yb, yb1))
     if not spec.known:
         for o,t in ((l,yb),(l1,yb1)): _check_count(spec, o, len(lam), pred, t)
@@ -183,12 +202,10 @@ def _blend_samples(spec, pred, yb, yb1, lam):
     if r=='mean' and spec.plain_mean: return mix.mean()
     return _weighted_part(spec.loss_func(pred, *yb), l, w) + _weighted_part(spec.loss_func(pred, *yb1), l1, 1-w)
 
-def _look_once(spec, pred, yb, yb1):
-    "`_find_form` on a copy of the loss, without a trace in the random generators"
-    device = next((t.device for t in nested_tensors(pred) if t.is_cuda), None)
-    try: twin = copy.deepcopy(spec.loss_func)
-    except Exception: twin = spec.loss_func          # cannot be copied
-    with torch.no_grad(), torch.random.fork_rng([] if device is None else [device]): return _find_form(loss_spec(twin), pred, yb, yb1)
+def _blend_samples(spec, pred, yb, yb1, lam):
+    "`lam` times the loss on `yb` and `1-lam` times that on `yb1` for each sample, for any loss that has a value for each"
+    form = _form(spec, pred, yb, yb1)
+    return (_mix_singles if form in ('mean','sum') else _mix_values)(spec, form, pred, yb, yb1, lam)
 
 # %% ../nbs/loss/02_loss.ipynb #807dbbd8
 class MixedLoss:
@@ -242,7 +259,9 @@ def _in_training(pred): return torch.is_grad_enabled() or any(t.requires_grad fo
 # %% ../nbs/loss/02_loss.ipynb #6742f785
 @patch
 def _is_ours(self:MixedLoss, yb):
-    def same(a, b): return a.data_ptr()==b.data_ptr() and a.shape==b.shape if isinstance(a, Tensor) and isinstance(b, Tensor) else a is b
+    def same(a, b):
+        if not (isinstance(a, Tensor) and isinstance(b, Tensor)): return a is b
+        return a.data_ptr()==b.data_ptr() and a.shape==b.shape
     return len(yb)==len(self.mixed) and all(map(same, yb, self.mixed))
 
 @patch

@@ -6,7 +6,7 @@ Docs: https://fastmix.github.io/fastmix/loss/lossspec.html.md"""
 
 # %% auto #0
 __all__ = ['LossFunc', 'KNOWN_LOSSES', 'is_flattened', 'inner_loss', 'loss_name', 'CrossEntropySpec', 'reduction_keyword',
-           'LossSpec', 'loss_spec', 'cross_entropy_of', 'is_linear', 'own_smoothing']
+           'LossSpec', 'loss_spec']
 
 # %% ../nbs/loss/00_lossspec.ipynb #373fc6dd
 import inspect
@@ -18,14 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # %% ../nbs/loss/00_lossspec.ipynb #d2ae2ce7
-LossFunc = Callable[..., Tensor]
+LossFunc = Callable[..., Tensor]   # of a prediction and one target or more, to the loss
 
 def _uncompiled(f):
     "The module or function that `torch.compile` was given, else `f`"
     if '_orig_mod' in getattr(f, '_modules', {}): return f._orig_mod
     g = getattr(f, '_torchdynamo_orig_callable', f)
-    again = getattr(g, '__globals__', {}).get('__name__', '').startswith('torch._dynamo')     # a function of PyTorch's is wrapped once more
-    return g.__wrapped__ if again else g
+    again = getattr(g, '__globals__', {}).get('__name__', '').startswith('torch._dynamo')
+    return g.__wrapped__ if again else g             # a function of PyTorch's own is wrapped once more
 
 def _defining_class(f, method='forward'):
     "Full name of the class whose `method` runs when `f` is called; `None` if `f` has a method of its own"
@@ -88,7 +88,7 @@ def _functional_ce(inner, keywords):
 
 def _ce_reader(f, inner):
     "A function that gives the record of `f` as it is set now; `None` if `f` is no cross-entropy"
-    if inspect.isroutine(inner): return _functional_ce(inner, f.keywords if isinstance(f, partial) else {}) if not is_flattened(f) else None
+    if inspect.isroutine(inner): return None if is_flattened(f) else _functional_ce(inner, f.keywords if isinstance(f, partial) else {})
     read = _CE_READERS.get(_defining_class(inner))
     if read is None or not is_flattened(f): return read and partial(read, inner)
     if read is _read_timm_ce or not f.flatten or not f.is_2d or f.floatify: return None
@@ -186,13 +186,3 @@ def loss_spec(
     if getattr(f, 'floatify', False) is True: is_a['numeric'] = True
     return LossSpec(loss_func, loss_name(loss_func), inner, known=traits is not None, flat_axis=f.axis if is_flattened(f) else None,
                     keyword=reduction_keyword(f), read_ce=_ce_reader(f, inner), **is_a)
-
-# %% ../nbs/loss/00_lossspec.ipynb #9a3e57c0
-def cross_entropy_of(
-    loss_func:LossFunc, # Any loss function
-)->CrossEntropySpec|None:
-    "The record of a cross-entropy, `None` for any other loss"
-    return loss_spec(loss_func).ce
-
-def is_linear(loss_func): return loss_spec(loss_func).linear
-def own_smoothing(loss_func): return loss_spec(loss_func).smoothing

@@ -29,8 +29,8 @@ from .handler import MixHandler
 from .plan import Plan
 from .probe import step_precision
 from .tensors import map_tensors, nested_tensors, per_sample, retype
-from .tracing import HookPoint, MixPoint, check_hookable, default_layers, input_point, is_a, is_embedding
-from .tracing import reaches, refuse_layers, trace_or_say
+from .tracing import HookPoint, MixPoint, check_hookable, default_layers, input_point, is_a
+from .tracing import padding_of, reaches, refuse_layers, trace_or_say
 
 # %% ../nbs/callbacks/06_manifold.ipynb #280b129e
 def _hook_point(model, o):
@@ -68,7 +68,7 @@ def _check_hook_point(s, trace):
     what = 'is given' if s.side=='input' else 'gives'
     for o in seen:
         if o.kind!='float': refuse_layers(s.name, f"it {what} {o.kind}, and only one tensor of floats can be mixed; name one inside or after it")
-        if o.shape[:1]!=(2,) and not (_padding_of(s.module) is not None and o.shape[:1]==(1,)):
+        if o.shape[:1]!=(2,) and not (padding_of(s.module) is not None and o.shape[:1]==(1,)):
             refuse_layers(s.name, f"it {what} shape {o.shape} for 2 samples, and only what has a row for each sample can be mixed")
     return [o.node for o in seen if o.node]
 
@@ -80,7 +80,7 @@ def _check_mix_point(point, trace, xb):
         for j,(k1,o1) in enumerate(marked):
             if i!=j and reaches([o], {o1}):
                 refuse_layers(point.name, f"in one forward {k!r} works on what {k1!r} gave, so samples would be mixed twice")
-    if any(_padding_of(s.module) is not None for s in point.hooks) and _token_input(trace, xb) is None: refuse_layers(point.name,
+    if any(padding_of(s.module) is not None for s in point.hooks) and _token_input(trace, xb) is None: refuse_layers(point.name,
         f"padding is respected in one input of tokens (n,length), but the model has {len(_texts(xb))}; name a layer behind the embedding")
     nodes,sources = {o for _,o in marked},{o for _,o in trace.sources}
     if point.name!='input' and nodes and reaches(trace.outs, sources-nodes, nodes): warn(
@@ -88,10 +88,6 @@ def _check_mix_point(point, trace, xb):
         "name a layer that everything passes, or a tuple of layers to mix together")
 
 # %% ../nbs/callbacks/06_manifold.ipynb #5dd88250
-def _padding_of(m):
-    "The padding token of an embedding, else `None`"
-    return getattr(getattr(m, 'emb', m), 'padding_idx', None) if is_embedding(m) else None
-
 def _texts(xb): return [i for i,o in enumerate(nested_tensors(tuple(xb))) if not o.is_floating_point() and o.ndim==2 and o.numel()]
 
 def _token_input(trace, xb):
@@ -126,7 +122,7 @@ class MixedTokens:
 class BlendHook:
     "Blends what comes out of a layer, or goes into it, until `remove`"
     def __init__(self, point, plan, tokens):
-        self.name,self.plan,self.tokens,self.calls,self.start = point.name,plan,tokens if _padding_of(point.module) is not None else None,0,0
+        self.name,self.plan,self.tokens,self.calls,self.start = point.name,plan,tokens if padding_of(point.module) is not None else None,0,0
         self.module = m = point.module
         self.remove = (m.register_forward_pre_hook(self.into) if point.side=='input' else m.register_forward_hook(self.out)).remove
 
@@ -158,7 +154,7 @@ def _check_layers(v):
 
 def _with_tokens(point, trace, xb):
     "`point` with the inputs of tokens that have to be filled up, if it mixes behind an embedding with padding"
-    pads = [p for s in point.hooks if (p := _padding_of(s.module)) is not None]
+    pads = [p for s in point.hooks if (p := padding_of(s.module)) is not None]
     if not pads: return point
     i = _token_input(trace, xb)
     return replace(point, tokens=i, pad=pads[0], masks=tuple(_attention_masks(xb, i, pads[0])))

@@ -17,7 +17,7 @@ from .draw import draw_cutmix, draw_cutmixup, draw_fmix, draw_mixup, draw_recurs
 from .handler import MixHandler
 from .partners import close_partners
 from .plan import Plan
-from .target import is_dense_target, target_kind
+from .target import check_target, is_dense_target, target_kind
 from .tensors import map_tensors, nested_tensors
 
 # %% ../nbs/callbacks/04_methods.ipynb #efc7a839
@@ -161,6 +161,7 @@ class RecursiveMix(MixHandler):
 
     def _mix_target(self, y, plan, i, label_smoothing):
         if not plan.mixes: return super()._mix_target(y, plan, i, label_smoothing)
+        check_target(y, self.batch.size, f'target {i}')
         if isinstance(y, Tensor) and target_kind(y)=='dense' and not is_dense_target(y, plan): raise ValueError(
             f"target {i} has shape {tuple(y.shape)}, whole numbers but not a mask: RecursiveMix cannot add them up; use another mix")
         return super()._mix_target(y, plan, i, label_smoothing, self.memory[1][i])

@@ -22,7 +22,7 @@ def _squared_bandwidth(t):
 def close_partners(
     y:Tensor, # (n,...) numbers; a sample whose number is missing (NaN or infinite) is nobody's partner
     seed:int, # Seed of the draw
-    bandwidth:float|None=None, # h, in the unit of the target; `None`: by Silverman's rule from the spread of the batch, 1.06σn^(-1/5)
+    bandwidth:float|None=None, # h, in the unit of the target; `None`: by Silverman's rule from the batch, 1.06σn^(-1/5)
 )->Tensor: # (n,) whole numbers, on the device of `y`
     "Partners drawn by the closeness of their targets, nobody's own self unless there is nobody else"
     t,n = plain_tensor(y).reshape(len(y), -1).float(),len(y)

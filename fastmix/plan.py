@@ -40,7 +40,7 @@ class Plan:
     n:int # Batch size
     weight:np.ndarray|Tensor # (n,) float32 in [0,1], share of its own that a sample keeps outside of its box or mask
     lam:np.ndarray|Tensor # (n,) float32 in [0,1], weight of a sample's own label; 1: untouched
-    partner:int|str|np.ndarray|Tensor=0 # A roll `r`: the partner of `i` is `(i+r) % n`; `'mirror'`: it is `n-1-i`; or (n,) indices
+    partner:int|str|np.ndarray|Tensor=0 # A roll `r`: the partner of `i` is `(i+r) % n`; `'mirror'`: it is `n-1-i`; (n,) indices
     box:np.ndarray|None=None # (n,d,2) whole numbers, start and stop of each sample's box over the d spatial dimensions
     mask:LazyMask|np.ndarray|Tensor|None=None # (n or 1,1,...) weights of the partners in [0,1], bool or float
     size:tuple|None=None # Spatial size that boxes and masks were drawn for

@@ -107,13 +107,13 @@ def _check_writable(out):
 
 # %% ../nbs/command/02_runs.ipynb #8589fd9e
 def _hold(out, args):
-    "Take the lock of `out`, made if need be; the folders that were made for it, `None` if it is not for this run after all"
+    "Take the lock of `out`, made if need be: the lock and the folders that were made; `None` if it is not for this run after all"
     made = [o for o in (out, *out.parents) if not os.path.exists(o)]
     try: (out/'checkpoints').mkdir(parents=True, exist_ok=True)
     except OSError as e: raise BadArgument(f"--out {out}: cannot be made ({e.strerror}); give another --out") from None
-    lock_folder(out/'checkpoints')
-    if _ours(out, args): return made
-    unlock_folder(out/'checkpoints')
+    lock = lock_folder(out/'checkpoints')
+    if _ours(out, args): return lock,made
+    unlock_folder(lock)
 
 def _ours(out, args):
     "Under the lock: is `out` this run's, or nobody's?"
@@ -122,21 +122,21 @@ def _ours(out, args):
     return differing_argument(there, args) is None and (args['resume'] or not is_finished(out, args['compare']))
 
 def _take(args, name):
-    "The folder for a run, held, with the folders that were made for it"
+    "The folder for a run, its lock, and the folders that were made for it"
     if args['out'] is not None:
         out = tidy_path(args['out'])
         if (no := _objection(out, args)): raise BadArgument(f"--out {out}: {no}")
         _check_writable(out)
-        try: made = _hold(out, args)
-        except FolderInUse: made = None
-        if made is None: raise BadArgument(f"--out {out}: another process trains into it; wait for it, or give another --out")
-        return out,made
+        try: held = _hold(out, args)
+        except FolderInUse: held = None
+        if held is None: raise BadArgument(f"--out {out}: another process trains into it; wait for it, or give another --out")
+        return out,*held
     _check_writable(Path('runs'))
     for out in (Path('runs')/(name if i==1 else f'{name}-{i}') for i in count(1)):
         if out.is_symlink() or (os.path.lexists(out) and (_objection(out, args) or read_args(out) is None)): continue
-        try: made = _hold(out, args)
+        try: held = _hold(out, args)
         except FolderInUse: continue
-        if made is not None: return out,made
+        if held is not None: return out,*held
 
 # %% ../nbs/command/02_runs.ipynb #b8f3b5eb
 def _clear(out, made):
@@ -151,13 +151,12 @@ def run_folder(
     name:str, # Of the data
 )->Iterator[tuple[Path,bool]]: # The folder, and whether this run is finished in it; raises `BadArgument` if it cannot be used
     "The folder of a run, held for this process; a run without one epoch leaves nothing behind"
-    out,made = _take(args, name)
-    new = read_args(out) is None
+    out,lock,made = _take(args, name)
+    new,ended = read_args(out) is None,False
     try:
         if new: write_whole(out/'args.json', lambda o: o.write_text(json.dumps(args, indent=1)))
         yield out,is_finished(out, args['compare'])
-    except BaseException:
-        unlock_folder(out/'checkpoints')
-        if new and not any(out.glob('checkpoints/run/epoch_*[1-9]*.pth')): _clear(out, made)
-        raise
-    finally: unlock_folder(out/'checkpoints')
+        ended = True
+    finally:
+        unlock_folder(lock)
+        if new and not ended and not any(out.glob('checkpoints/run/epoch_*[1-9]*.pth')): _clear(out, made)

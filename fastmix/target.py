@@ -43,13 +43,14 @@ def check_target(
     size:tuple=(), # Spatial size of the input, `x.shape[2:]`: whole numbers at its scale are a mask
     name:str='target', # For the message
 )->None:
-    "Refuse points (`TypeError`) and boxes (`TypeError` for their types, `ValueError` for whole numbers): they can be neither averaged nor cut"
+    "Refuse points and boxes, which can be neither averaged nor cut: `TypeError` for their types, `ValueError` for whole numbers"
     if not isinstance(y, Tensor): return
     kind = next((c.__name__ for c in type(y).__mro__ if c.__name__ in _places), None)
     remedy = "train without mixing, or on targets of another kind; if averages are what you want, give plain float tensors"
     if kind: raise TypeError(f"{name} is a {kind}: points and boxes can be neither averaged nor cut; {remedy}")
     if _are_boxes(y, tuple(size)): raise ValueError(
-        f"{name} has whole numbers of shape {tuple(y.shape)}, which look like boxes: they can be neither averaged nor cut; {remedy}")
+        f"{name} has whole numbers of shape {tuple(y.shape)}, which look like boxes: "
+        f"they can be neither averaged nor cut; {remedy}")
 
 # %% ../nbs/mix/08_target.ipynb #2803bfca
 def target_kind(
@@ -78,15 +79,16 @@ def one_hot_target(
     columns = torch.arange(n_classes, device=y.device).view(-1, *[1]*(y.ndim-2))
     return smooth_labels((y==columns).float(), label_smoothing)
 
-_no_ignoring = "A mixed target cannot leave out a label (-100, ignore_index): use mixup_batch or cutmix_batch and mix two losses, " \
-               "or take these samples out of the batch"
+_no_ignoring = "A mixed target cannot leave out a label (-100, ignore_index): " \
+               "use mixup_batch or cutmix_batch and mix two losses, or take these samples out of the batch"
+_no_columns = "Columns are labels, 0 or 1. Give several targets as a tuple, with num_classes=(…); give other numbers as floats"
 
 def check_labels(
     y:Tensor, # Class numbers of any shape
     n_classes:int, # How many classes there are
     remedy:str=_no_ignoring, # What to do, for the message
 )->None:
-    "Refuse labels outside of `0…n_classes-1`: `ValueError` on a CPU, torch's assertion on an accelerator, without waiting for it"
+    "Refuse labels outside of `0…n_classes-1`: `ValueError` on a CPU, torch's assertion on an accelerator, without a wait"
     if not y.is_cpu: torch.empty(n_classes, device=y.device).gather(0, plain_tensor(y).reshape(-1).long())
     elif y.numel() and not 0<=y.min()<=y.max()<n_classes: raise ValueError(
         f"target has labels from {y.min()} to {y.max()}, but {n_classes} classes are 0 to {n_classes-1}. {remedy}")
@@ -173,7 +175,9 @@ def mix_dense_target(
     mixed = _blend_dense(y, plan, source) if blended and y.is_floating_point() else own
     if not (edge and soft or blended): return MixedTarget(mixed, own, own)
     t,partner = plain_tensor(y),plain_tensor(plan.partners_of(y if source is None else source))
-    if not (edge and soft): return MixedTarget(mixed, own, retype(torch.where(per_sample(plan.weight<1, t), partner, plain_tensor(own)), y))
+    if not (edge and soft):
+        partner = torch.where(per_sample(plan.weight<1, t), partner, plain_tensor(own))
+        return MixedTarget(mixed, own, retype(partner, y))
     keep = 1-plan.mask_for(y)
     return MixedTarget(mixed, y, retype(partner, y), (keep.squeeze(1) if y.ndim==1+len(plan.size) else keep).expand(y.shape))
 
@@ -181,7 +185,7 @@ def mix_dense_target(
 def mix_target(
     y:object, # (n,...) a target of any kind; what is no tensor (names, ids) stays the sample's own
     plan:Plan, # As for the input
-    n_classes:int|Callable|None=None, # Columns of the rows of a category, or a function that gives their number; 1: the number is the target
+    n_classes:int|Callable|None=None, # Number of classes, or a function that finds it; 1: the number is the target
     label_smoothing:float=0., # ε in [0,1) for these rows
     source:Tensor|None=None, # (m,...) whose samples `plan.partner` lists; `None`: `y` itself
     soft:bool=True, # May pixels have weights of their own?
@@ -235,17 +239,20 @@ def mix_soft_target(
     "One mixed target; `ValueError` for labels outside of the classes, `TypeError` and `ValueError` as `check_target`"
     check_target(y, size)
     if not isinstance(y, Tensor): return y
-    def numbers(y): return mix_target(y, plan, source=None if source is None else source.to(y.dtype).view(len(source), *y.shape[1:])).mixed
+    def numbers(y):
+        s = None if source is None else source.to(y.dtype).view(len(source), *y.shape[1:])
+        return mix_target(y, plan, source=s).mixed
     if multi_label:
         if y.ndim<2 or y.shape[1]!=n_classes: raise ValueError(
-            f"multi_label=True: targets must be (batch, {n_classes}, ...), a column for each of num_classes={n_classes}; these are {tuple(y.shape)}")
+            f"multi_label=True: targets must be (batch, {n_classes}, ...), a column for each of num_classes={n_classes}; "
+            f"these are {tuple(y.shape)}")
         return smooth_each_label(numbers(y if y.is_floating_point() else y.float()), label_smoothing)
     if y.is_floating_point() or y.dtype==torch.bool: return numbers(y if y.is_floating_point() else y.float())
     if n_classes==1:
         check_labels(y, 2)
         return smooth_each_label(numbers((y if y.ndim>1 and y.shape[1]==1 else y.unsqueeze(1)).float()), label_smoothing)
     if _are_columns(y, n_classes, size) or n_classes is None and y.ndim==2:
-        if n_classes is not None: check_labels(y, 2, 'Columns are labels, 0 or 1. Give several targets as a tuple, with num_classes=(…); give other numbers as floats')
+        if n_classes is not None: check_labels(y, 2, _no_columns)
         return numbers(y.float())
     if n_classes is None: raise ValueError("num_classes=None: class numbers need the number of classes to become rows")
     return _mix_class_numbers(y, plan, n_classes, label_smoothing, source)
@@ -254,7 +261,7 @@ def mix_soft_target(
 def majority_target(
     y:Tensor, # (n,...) the targets before they were mixed
     plan:Plan, # Who is mixed with whom, how much
-    partner:Tensor|None=None, # (n,...) the partners' targets, or (n,C) their weights of the classes; `None`: `plan.partners_of` of `y`
+    partner:Tensor|None=None, # (n,...) the partners' targets, or (n,C) their rows; `None`: `plan.partners_of` of `y`
 )->Tensor: # As `y`
     "The target, its own or its partner's, that has the larger part in each sample"
     if not plan.n or plan.lam.min()>=.5: return y

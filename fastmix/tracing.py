@@ -25,11 +25,15 @@ from .tensors import map_tensors, nested_tensors
 LayerIO = namedtuple('LayerIO', 'kind shape node')  # what a layer was given or gave; `kind`: 'float', another dtype, or the name of a type
 LayerCall = namedtuple('LayerCall', 'name module into out')  # one run of a layer
 # `sources`: (position of an input among the tensors of the batch, or an embedding; its node); `outs`: the prediction's nodes;
-# `tokens`: positions of the inputs that embeddings are given as they are
+# `tokens`: positions of the inputs that embeddings with a padding token are given as they are
 ModelTrace = namedtuple('ModelTrace', 'calls sources outs tokens')
 
 def is_a(m, *names): return any(c.__name__ in names for c in type(m).__mro__)
 def is_embedding(m): return isinstance(m, (nn.Embedding, nn.EmbeddingBag)) or is_a(m, 'EmbeddingDropout')
+
+def padding_of(m):
+    "The padding token of an embedding, else `None`"
+    return getattr(getattr(m, 'emb', m), 'padding_idx', None) if is_embedding(m) else None
 
 def _graph_node(t): return get_gradient_edge(t).node if t.requires_grad else None
 def _fresh_source(t): return t.detach().requires_grad_().clone()    # unlike a leaf, a clone may be written into
@@ -41,7 +45,7 @@ def _layer_io(o):
 # %% ../nbs/callbacks/05_tracing.ipynb #21179d6a
 def trace_model(model, xb):
     "What happens in `model` to the first and the last sample of `xb`"
-    xb = map_tensors(lambda o: torch.cat([o[:1],o[-1:]]), tuple(xb))
+    xb = map_tensors(lambda o: o[[0,-1]], tuple(xb))
     with evaluating(model), torch.enable_grad(): trace = in_own_dtype(lambda xb: _trace_once(model, xb), model, xb)
     if hasattr(model, 'reset'): model.reset()
     return trace
@@ -57,7 +61,7 @@ def _trace_once(model, xb):
         if new := (is_embedding(m) and isinstance(out, Tensor)):
             if not out.requires_grad: out = _fresh_source(out)
             if len(out)==2: sources.append((m, _graph_node(out)))
-            tokens.extend(i for i,o in enumerate(inputs) if args and args[0] is o)
+            if padding_of(m) is not None: tokens.extend(i for i,o in enumerate(inputs) if args and args[0] is o)
         calls.append(LayerCall(names[m], m, into.pop(), _layer_io(out)))
         if new: return out
     try:

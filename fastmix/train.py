@@ -135,6 +135,11 @@ def _on_signals(handler):
 
 def _stop_now(signum, frame): raise _Stopped(signum)
 
+# %% ../nbs/command/03_train.ipynb #b42a4a4b
+def _ignore_signals():
+    "In a process that loads data: the first process decides"
+    for o in (signal.SIGINT, signal.SIGTERM): signal.signal(o, signal.SIG_IGN)
+
 @contextmanager
 def _stoppable(learn):
     "SIGINT and SIGTERM pause `learn`'s run at the end of the epoch; yields the list of signals received"
@@ -145,7 +150,11 @@ def _stoppable(learn):
         print(f"\n{signal.Signals(signum).name}: stopping at the end of this epoch; once more to stop at once", flush=True)
         resume = getattr(learn, 'resume', None)
         if resume is not None: resume.pause()
-    with _on_signals(stop): yield got
+    for dl in learn.dls.loaders: dl.wif = _ignore_signals
+    try:
+        with _on_signals(stop): yield got
+    finally:
+        for dl in learn.dls.loaders: del dl.wif
 
 # %% ../nbs/command/03_train.ipynb #72ee5ddd
 def _make_learner(
@@ -223,11 +232,15 @@ def _fit(
 ):
     "Train, saving each epoch; raises `_Stopped` if a signal ended the run early, `BadArgument` if it cannot go on"
     csv = [CSVLogger('history.csv', append=True)] if not rank_distrib() else []
+    got = []
     try:
         with _stoppable(learn) as got, _on_devices(learn), _line_an_epoch(learn):
             learn.fit_long(a.epochs, a.lr, wd=ifnone(a.wd, 'auto'), save='run', schedule=_mix_schedule(a, learn),
                            ema=a.ema, clip=a.clip, advice=False, cbs=csv)
     except (FolderInUse,ValueError) as e: raise BadArgument(f"--out {out}: {_why_not(e)}, or give another --out") from None
+    except RuntimeError:
+        if not got: raise
+        raise _Stopped(got[0]) from None    # a worker that could not ignore the signal, as where workers are not forked
     if got and learn.epoch+1<a.epochs: raise _Stopped(got[0])
 
 # %% ../nbs/command/03_train.ipynb #d5e0bf9a

@@ -239,7 +239,8 @@ def test_new_cycle_is_exact(tmp_path):
     ends = []
     for name,stop,same in (('a',None,False), ('b',Stop('after_batch', 2),False), ('c',Stop('after_batch', 0),True)):
         d = tmp_path/name
-        learn,_ = long(d)
+        learn = learner(d)
+        fit(learn, 3, CSVLogger(), resume())
         begin = digest(learn.model.state_dict())
         def again(learn, *cbs): return fit(learn, 4, CSVLogger(), Resume('run', resume='weights', ignore=(Stop,Look)), Look(), *cbs, lr=1e-3)
         class Look(Callback):
@@ -534,7 +535,8 @@ def lines_of(f, stop=None):
     finally: sys.settrace(None)
     return n
 
-def test_interrupted_at_any_line(tmp_path):
+@pytest.mark.parametrize('every', [1/30, pytest.param(1/200, marks=pytest.mark.fuzz)], ids=['some','most'])
+def test_interrupted_at_any_line(tmp_path, every):
     "The learner is as it was, or the next fit finds it so: its callbacks, their names and schedules, its logger, its loss; and the folder is free"
     d = Digits(0,32,False)
     def make(path):
@@ -546,7 +548,7 @@ def test_interrupted_at_any_line(tmp_path):
     n = lines_of(lambda: call(make(tmp_path/'count')))
     assert n>1000
     bad = []
-    for stop in range(1, n, max(1, n//90)):
+    for stop in range(1, n, max(1, int(n*every))):
         learn = make(tmp_path/str(stop))
         cbs,names,f = list(learn.cbs),set(vars(learn)),learn.loss_func
         with redirect_stdout(io.StringIO()):

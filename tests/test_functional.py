@@ -293,6 +293,23 @@ def test_points_and_boxes_are_refused(target, says):
         with pytest.raises((TypeError,ValueError), match=f'{says}.*neither averaged nor cut'): f(x, target)
         with pytest.raises((TypeError,ValueError), match=says): f(x, (y,target))
 
+def test_nothing_is_read_from_a_device():
+    "A tensor on the device 'meta' has no values: whoever reads one on the host fails"
+    def meta(t): return t.to('meta')
+    x = meta(torch.rand(6,3,8,12))
+    targets = [torch.arange(6), torch.arange(6)[:,None], torch.rand(6), torch.rand(6,5), torch.randint(0,2,(6,5)), torch.zeros(6,8,12).long(), torch.zeros(6,8,12),
+               torch.zeros(6,1,4,6).long(), torch.zeros(6,5,16,24), torch.zeros(6,4).long(), torch.zeros(6,8,12).bool()]
+    for t in map(meta, targets):
+        for mode in ('batch','pair','elem'):
+            for kw in (dict(), dict(mixup_alpha=0., cutmix_alpha=1.), dict(cutmix_alpha=1., label_smoothing=0.), dict(cutmix_alpha=1., prob=.5)):
+                for _ in range(2): got = Mixup(**kw, mode=mode, num_classes=6)(x, t)
+                assert got[0].is_meta and got[1].is_meta
+        for f in (mixup_batch, cutmix_batch, resizemix_batch):
+            _,t_perm,m,*_ = f(x, t, indices=meta(perm))
+            assert mix_targets(t, t_perm, m, num_classes=6).is_meta
+    assert mix_targets(meta(y), meta(y), meta(torch.rand(6)), num_classes=6).is_meta
+    assert Mixup(num_classes=1)(x, meta(y))[1].is_meta and Mixup(num_classes=5, multi_label=True)(x, meta(torch.rand(6,5)))[1].is_meta
+
 # --- Mixup
 
 @pytest.mark.parametrize('kw,says', [

@@ -1,11 +1,12 @@
 "Every loss function on mixed targets: contract points 1, 2 and 5."
 import copy, pickle
 from unittest import mock
+from dataclasses import dataclass
 from functools import partial
 import numpy as np, pytest, torch, torch.nn.functional as F
 from fastai.losses import *
 from hypothesis import given, settings, strategies as st
-from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy as TimmLabelSmoothing, SoftTargetCrossEntropy
+from timm.loss import AsymmetricLossSingleLabel, BinaryCrossEntropy, PolyCrossEntropy, LabelSmoothingCrossEntropy as TimmLabelSmoothing, SoftTargetCrossEntropy
 from torch import nn
 from fastmix.crossentropy import *
 from fastmix.draw import *
@@ -64,6 +65,12 @@ def both(f, *args):
 
 def same(a, b, eps=1e-6):
     for o,p in zip(a,b): torch.testing.assert_close(o, p, rtol=eps, atol=eps)
+
+@dataclass
+class Times:
+    "Cannot be hashed, as a dataclass"
+    k:float
+    def __call__(self, p, t): return self.k*F.cross_entropy(p, t)
 
 def plan_of(lam, mode='elem'): return Plan(N, lam, lam, partner=2, per_batch=mode=='batch')
 ones = np.ones(N, np.float32)
@@ -220,7 +227,7 @@ def test_targets_with_a_dimension_to_spare(shape):
     f = torch.nn.CrossEntropyLoss(reduction='none')
     lam = torch.from_numpy(plan.lam).view(-1, *[1]*(bare.ndim-1))
     want = (lam*f(pred, bare) + (1-lam)*f(pred, plan.partners_of(bare))).mean()
-    got = mixed_cross_entropy(pred, y, plan.partners_of(y), per_sample(plan.lam, y), cross_entropy_of(torch.nn.CrossEntropyLoss()))
+    got = mixed_cross_entropy(pred, y, plan.partners_of(y), per_sample(plan.lam, y), loss_spec(torch.nn.CrossEntropyLoss()).ce)
     torch.testing.assert_close(got, want)
 
 # --- what a loss is
@@ -447,6 +454,23 @@ def test_several_values_are_refused():
     for mode in ('elem','batch'):
         plan = plan_of(lams[mode], mode); mixed = mix_one_hot(y, plan, C)
         with pytest.raises(TypeError, match='returns a tuple'): MixedLoss(f, (y,), plan, (mixed,))(pred, mixed)
+
+def test_a_reduction_that_cannot_be_set():
+    "TorchScript, or a property: the losses of single samples are taken"
+    pred,y = data('category'); plan = plan_of(lams['elem']); mixed = mix_one_hot(y, plan, C)
+    class Fixed(nn.Module):
+        reduction = property(lambda self: 'mean')
+        def forward(self, p, t): return F.cross_entropy(p, t)
+    for f in (Fixed(), torch.jit.script(nn.CrossEntropyLoss())):
+        torch.testing.assert_close(MixedLoss(f, (y,), plan, (mixed,))(pred, mixed), F.cross_entropy(pred, mixed))
+
+@pytest.mark.parametrize('make', [AsymmetricLossSingleLabel, PolyCrossEntropy, lambda: torch.compile(lambda p,t: 2*F.cross_entropy(p,t), backend='eager'),
+    lambda: Times(2.), lambda: Times(2.).__call__, lambda: partial(F.multi_margin_loss, p=1)], ids=['asymmetric','poly','compiled','dataclass','method','margin'])
+def test_losses_from_elsewhere(make):
+    "The mean of the samples' losses, each with its own weight"
+    f = make(); pred,y = data('category'); plan = plan_of(lams['elem']); mixed,lam = mix_one_hot(y, plan, C),torch.tensor(plan.lam)
+    a,b = (torch.stack([f(pred[i:i+1], t[i:i+1]) for i in range(N)]) for t in (y,plan.partners_of(y)))
+    torch.testing.assert_close(MixedLoss(f, (y,), plan, (mixed,))(pred, mixed), (lam*a+(1-lam)*b).mean(), rtol=1e-4, atol=1e-5)
 
 def test_a_loss_with_parameters():
     "Their gradients are mixed as well"

@@ -302,7 +302,7 @@ def test_killed_while_saving(tmp_path, moment):
     if moment in ('half_written','written','before_rename'): assert list((tmp_path/'run/models/run').glob('.*.tmp')) and 'epoch_0002.pth' in saved(tmp_path/'run')
     def again():
         before(RunHistory, 'write') # CSVLogger has just emptied its file
-        run_in(tmp_path/'run')
+        run_in(tmp_path/'run', seed=1 if moment=='first_checkpoint' else 99)
     assert child(again)==-signal.SIGKILL
     learn = learner(tmp_path/'run', seed=1 if moment=='first_checkpoint' else 98) # nothing was saved: the same weights to begin with
     fit('early', learn, 5, resume())

@@ -366,6 +366,16 @@ def test_kill_and_signals(here):
     q = run(*args[2:], '--epochs', 9, '--out', 'b', cwd=here)
     assert q.returncode==2 and '--epochs 7, not 9' in q.stderr
 
+@pytest.mark.skipif(not hasattr(os, 'killpg'), reason='groups of processes as Unix has them')
+def test_a_signal_to_all_processes(folder, here):
+    "As a terminal and a cluster send it, to those that load data too: the epoch is ended, and the run goes on from there"
+    p = subprocess.Popen(cli(folder, '--epochs', 500, '--size', 16, '--bs', 16, '--workers', 1, '--out', 'out'), cwd=here, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                         text=True, env={**os.environ, 'OMP_NUM_THREADS':'1'}, start_new_session=True)
+    wait_for(here/'out', 1, p); os.killpg(p.pid, signal.SIGTERM)
+    said = p.communicate()[0]
+    assert p.returncode==128+signal.SIGTERM and 'Traceback' not in said and said.count('stopping at the end')==1, said
+    assert len(history(here/'out'))==said.count('epoch ') and any((here/'out'/'checkpoints'/'run').glob('*.pth'))
+
 def test_two_processes(here):
     """Several processes, unchanged: one folder, written once; killed and continued it ends the same. On CPUs accelerate starts several by MPI only, so
     torch's own launcher does, with the same variables"""
