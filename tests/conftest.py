@@ -3,7 +3,7 @@ import os
 os.environ['MPLBACKEND'] = 'Agg'
 for _k in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS'): os.environ.setdefault(_k, '1')
 
-import random
+import random,time
 import pytest
 
 @pytest.fixture(autouse=True)
@@ -12,6 +12,29 @@ def seeds():
     import numpy as np, torch
     torch.set_num_threads(1)
     random.seed(42); np.random.seed(42); torch.manual_seed(42)
+
+@pytest.fixture(scope='session')
+def made_once(tmp_path_factory):
+    "`made_once(name, make)`: a folder that `make(folder)` fills, once for all the workers of a run"
+    base = tmp_path_factory.getbasetemp()
+    if 'PYTEST_XDIST_WORKER' in os.environ: base = base.parent   # shared by the workers
+    def made(name, make):
+        folder,done = base/name,base/f'{name}.done'
+        try: folder.mkdir()
+        except FileExistsError:
+            while not done.exists(): time.sleep(.1)
+            assert not done.read_text(), done.read_text()
+            return folder
+        error = 'not made'
+        try:
+            make(folder)
+            error = ''
+        except BaseException as e:
+            error = f'{name} could not be made: {e}'
+            raise
+        finally: done.write_text(error)
+        return folder
+    return made
 
 try: from hypothesis import HealthCheck, settings
 except ImportError: pass   # the tests of properties need it, no others

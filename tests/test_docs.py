@@ -1,6 +1,7 @@
 """The documentation, proved without Quarto: nbdev processes the pages in a copy of the repository, pandoc reads them, and what they
 point at is there."""
-import ast,json,re,shutil,subprocess
+import ast,json,pickle,re,shutil,subprocess
+from types import SimpleNamespace
 import pytest,yaml
 from house import directives, groups, load, module_file, modules, name, nbs, notebooks, package, patched, python, root, text
 
@@ -16,17 +17,19 @@ if __name__=='__main__':
     proc_nbs(force=True, n_workers=0)
 """
 
-@pytest.fixture(scope='module')
-def site(tmp_path_factory):
-    "The folder of processed pages, made in a copy of the repository"
-    tmp = tmp_path_factory.mktemp('site')
+def build_site(tmp):
     shutil.copy(root/'pyproject.toml', tmp)
     for o in (nbs, package): shutil.copytree(o, tmp/o.name, ignore=shutil.ignore_patterns('.*', '__pycache__'))
     if (root/'bench').exists(): shutil.copytree(root/'bench', tmp/'bench', ignore=shutil.ignore_patterns('.*', '__pycache__'))
     p = python(build, cwd=tmp, env={'PYTHONPATH': str(tmp)})
     assert p.returncode==0, p.stderr[-4000:]
     (tmp/'warnings.txt').write_text(p.stderr, encoding='utf-8')
-    return tmp/'_proc'
+    (tmp/'pages.pkl').write_bytes(pickle.dumps({html_name(nb): vars(Page(tmp/'_proc'/nb.relative_to(nbs))) for nb in notebooks()}))
+
+@pytest.fixture(scope='module')
+def site(made_once):
+    "The folder of processed pages, made in a copy of the repository"
+    return made_once('site', build_site)/'_proc'
 
 def markdown(nb):
     "A processed notebook as the markdown that the page is made of; pictures in outputs are left out"
@@ -90,7 +93,7 @@ def attr_id(c):
 def html_name(nb): return re.sub(r'(^|/)\d+[a-zA-Z0-9]*_([^/]*)$', r'\1\2', name(nb).lower())+'.html'
 
 @pytest.fixture(scope='module')
-def pages(site): return {html_name(nb): Page(site/nb.relative_to(nbs)) for nb in notebooks()}
+def pages(site): return {k: SimpleNamespace(**v) for k,v in pickle.loads((site.parent/'pages.pkl').read_bytes()).items()}
 
 def docs_url():
     from nbdev.config import get_config

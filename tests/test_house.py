@@ -69,6 +69,12 @@ def test_imports_are_seen(tmp_path, monkeypatch):
     assert seen=='a.b c.d fastmix.f fastmix.checkpoint.g fastmix.checkpoint.h fastmix.j fastmix.k fastmix.checkpoint.m'.split()
     assert [o for _,o in imports('here')][3:5]==['fastmix.g', 'fastmix.h']
 
+def test_contributing_has_the_house():
+    "Its table names every room, in reading order"
+    rows = re.findall(r'^\| ([^|]*)\| `([\w.]+)` \|', (root/'CONTRIBUTING.md').read_text(encoding='utf-8'), flags=re.M)
+    assert [m for _,m in rows]==list(exported)
+    for g in groups: assert sum(f'`{g}/`' in o for o,_ in rows)==1, g
+
 @pytest.mark.parametrize('a,b', strangers)
 def test_strangers(a, b):
     for x,y in ((a, b), (b, a)): assert f'fastmix.{y}' not in {o for _,o in imports(x)}, f'{x} imports {y}'

@@ -16,14 +16,16 @@ cfg,project = ini['DEFAULT'],tomllib.loads((root/'pyproject.toml').read_text(enc
 extras = {k.partition('_')[0]: cfg[k].split() for k in cfg if k.endswith('_requirements')}
 version = re.fullmatch(r'(?s).*^__version__ = "([^"]+)".*', (package/'__init__.py').read_text(encoding='utf-8'), re.M)[1]
 
-@pytest.fixture(scope='module')
-def built(tmp_path_factory):
-    "The repository's source archive, and the wheel built *from that archive*, as `python -m build` makes them"
-    src,out = (tmp_path_factory.mktemp(o) for o in ('src', 'out'))
+def build_archives(tmp):
     skip = shutil.ignore_patterns('.git', '__pycache__', '*.egg-info', 'build', 'dist', '_proc', '_docs')
-    shutil.copytree(root, src/'fastmix', ignore=skip)
-    p = subprocess.run([sys.executable, '-m', 'build', '--no-isolation', '--outdir', out, src/'fastmix'], capture_output=True, text=True)
+    shutil.copytree(root, tmp/'src', ignore=skip)
+    p = subprocess.run([sys.executable, '-m', 'build', '--no-isolation', '--outdir', tmp/'out', tmp/'src'], capture_output=True, text=True)
     assert p.returncode==0, p.stdout[-3000:]+p.stderr[-3000:]
+
+@pytest.fixture(scope='module')
+def built(made_once):
+    "The repository's source archive, and the wheel built *from that archive*, as `python -m build` makes them"
+    out = made_once('archives', build_archives)/'out'
     return next(out.glob('*.tar.gz')), next(out.glob('*.whl'))
 
 @pytest.fixture(scope='module')
@@ -66,7 +68,6 @@ def test_entry_points(wheel):
     assert ep['nbdev']['fastmix']=='fastmix._modidx:d'
     module,_,func = ep['console_scripts']['fastmix-train'].partition(':')
     py = root/(module.replace('.', '/')+'.py')
-    if not py.exists(): pytest.skip(f'{py.name} does not exist yet')
     assert func in {o.name for o in ast.parse(py.read_text(encoding='utf-8')).body if isinstance(o, ast.FunctionDef)}
 
 def third_party(py):
@@ -81,7 +82,6 @@ def test_only_what_is_used():
     used = {canonicalize_name(dist.get(m, [m])[0]) for m in used}
     needed,optional = ({canonicalize_name(Requirement(o).name) for o in v} for v in (cfg['requirements'].split(), sum(extras.values(), [])))
     assert used <= needed|optional, f'{used-needed-optional} imported, and in no requirements of settings.ini'
-    if not (package/'train.py').exists(): pytest.skip('train.py does not exist yet')
     assert needed <= used, f'{needed-used} required, and imported nowhere'
 
 def test_all_without_the_extras():
@@ -105,7 +105,6 @@ print('accelerate' in sys.modules, 'timm' in sys.modules)
 
 def test_installed_command():
     "The command that pip installed is there and says how it is used"
-    if not (package/'train.py').exists(): pytest.skip('train.py does not exist yet')
     exe = shutil.which('fastmix-train', path=str(Path(sys.executable).parent))
     assert exe, "pip install -e '.[dev]' first"
     p = subprocess.run([exe, '--help'], capture_output=True, text=True)
@@ -126,6 +125,14 @@ def test_workflows():
     for p in workflows:
         for s in steps(workflow(p.stem)):
             if 'uses' in s: assert re.search(r'@(v\d|release/v\d|[0-9a-f]{40})', s['uses']), f"{p.name}: pin {s['uses']}"
+
+def test_the_workflow_runs_everything_once():
+    "In parallel; what is the same for every Python with one, the rare cases too"
+    w = workflow('test')
+    assert '-n auto' in w['env']['PYTEST_ADDOPTS'] and '--durations' in w['env']['PYTEST_ADDOPTS']
+    for o in w['env']['ONCE'].split(): assert (root/o.partition('=')[2]).exists(), o
+    runs = [s['run'] for s in w['jobs']['test']['steps'] if 'pytest' in s.get('run', '')]
+    assert len(runs)==2 and "!= '3.11' && env.ONCE" in runs[0] and runs[1].endswith('-m full')
 
 def test_lowest_bounds():
     "The workflow's oldest environment holds just what settings.ini says is the lowest"
