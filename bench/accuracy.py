@@ -198,7 +198,7 @@ def run_all(jobs, parts, out, workers, until=float('inf')):
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
-def main():
+def main(args=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('data', nargs='?', help='an .npz file or a folder')
     p.add_argument('--recipes', nargs='+', default=list(RECIPES), help='names, or name=call')
@@ -222,7 +222,7 @@ def main():
     p.add_argument('--out', default='accuracy.jsonl')
     p.add_argument('--table', nargs='+', metavar='FILE', help='only print what these files have')
     p.add_argument('--plot', help='draw accuracy against epochs to this file')
-    a = p.parse_args()
+    a = p.parse_args(args)
     if not a.table:
         if not a.data or not Path(a.data).exists(): p.error(f'DATA={a.data}: no such file or folder; give an .npz file or a folder with train/ and val/')
         recipes = {}

@@ -15,7 +15,7 @@ from fastai.data.load import DataLoader
 from PIL import Image
 from sklearn.model_selection import train_test_split
 
-from fastmix.train import check_folder
+from fastmix.data import check_folder
 
 SMALL = 64      # pictures up to this side are cropped after padding, larger ones are cropped and resized
 

@@ -15,7 +15,8 @@ BEFORE = dict(opt='adam', smoothing=0., device=None, bf16=False, card='CPU')    
 
 NAMES = dict(fit_long='fit_long', timm="timm's recipe", torchvision="torchvision's mix", fastai_cutmix="fastai's CutMix", fastai_mixup="fastai's MixUp",
              none='no mixing', **{'fastai_mixup_wd.3':"fastai's MixUp, wd .3", 'none_wd.3':'no mixing, wd .3',
-             'fastai_mixup_flat':"fastai's MixUp, flat", 'fastai_cutmix_flat':"fastai's CutMix, flat", 'MixUp only':'MixUp alone', 'CutMix only':'CutMix alone'})
+             'fastai_mixup_flat':"fastai's MixUp, flat", 'fastai_cutmix_flat':"fastai's CutMix, flat", 'timm_lr.003':"timm's recipe, lr 3e-3", 'timm_lr.001':"timm's recipe, lr 1e-3",
+             'MixUp only':'MixUp alone', 'CutMix only':'CutMix alone'})
 
 SETS = {  # what was compared: file, then which of its lines
     'Imagenette, 9,469 photos of 128 px, xresnet18':('photos_h200.jsonl', dict(part='test', epochs=80, arch='xresnet18', size=128)),

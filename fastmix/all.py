@@ -1,4 +1,6 @@
 "What users call, at once: `from fastmix.all import *`, after fastai's own, so that our `MixUp` and `CutMix` take the place of fastai's."
+from typing import TYPE_CHECKING
+
 from .methods import CutMix, CutMixUp, FMix, MixUp, RecursiveMix, ResizeMix
 from .handler import MixHandler
 from .manifold import ManifoldMixUp
@@ -16,3 +18,7 @@ __all__ = ['MixUp', 'CutMix', 'CutMixUp', 'ResizeMix', 'FMix', 'RecursiveMix', '
            'MixFactors', 'MixSchedule', 'hesitation', 'off_after', 'warm_up', 'MixRecorder', 'EMA', 'LONG', 'run_wd',
            'Resume', 'FolderInUse', 'OtherRun', 'newest_checkpoint', 'read_checkpoint', 'write_checkpoint',
            'show_mix', 'mix_label', 'plot_lam', 'plot_run', 'plot_schedule', 'planned_run']
+
+if TYPE_CHECKING: # fastai's `Learner` as editors should know it: with `fit_long`, `show_mix` and `many_devices`
+    from ._learner import Learner
+    __all__ += ['Learner']

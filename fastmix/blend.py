@@ -20,8 +20,8 @@ from .tensors import exact_lerp, per_sample, plain_tensor, retype, tensor_on
 
 # %% ../nbs/mix/07_blend.ipynb #dd18025a
 def check_input(
-    x:Tensor, # A batch (n,...)
-):
+    x:object, # A batch (n,...)
+)->None:
     "Raise a `TypeError` that says what to do if `x` cannot be blended"
     if not isinstance(x, Tensor): raise TypeError(
         f"x is a {type(x).__name__}; only tensors can be mixed, so turn it into one in the data loader")

@@ -13,7 +13,7 @@ import numpy as np
 # %% ../nbs/mix/00_checks.ipynb #fcadd165
 def number(
     name:str, # The argument's name, for the message
-    v, # What was given
+    v:object, # What was given
     lo:float=0, # Smallest value allowed
     hi:float=float('inf'), # Largest value allowed
     below:bool=False, # Is `hi` itself refused?
@@ -27,7 +27,7 @@ def number(
 # %% ../nbs/mix/00_checks.ipynb #cd7f1b0f
 def whole_number(
     name:str, # The argument's name, for the message
-    v, # What was given
+    v:object, # What was given
     lo:int=1, # Smallest value allowed
     none:bool=False, # Is `None` allowed too?
 )->int|None: # `v`; raises a `ValueError` if it is no whole number of `lo` or more
@@ -39,9 +39,9 @@ def whole_number(
 # %% ../nbs/mix/00_checks.ipynb #a6175a24
 def one_of(
     name:str, # The argument's name, for the message
-    v, # What was given
-    allowed, # The values that are allowed
-): # `v`; raises a `ValueError` if it is none of `allowed`
+    v:object, # What was given
+    allowed:tuple, # The values that are allowed
+)->object: # `v`; raises a `ValueError` if it is none of `allowed`
     "Refuse `v` unless it is one of `allowed`"
     if isinstance(v, (str,int,np.bool_,type(None))) and v in allowed: return v
     raise ValueError(f"{name}={v!r}: must be one of {', '.join(map(repr, allowed))}")
@@ -49,7 +49,7 @@ def one_of(
 # %% ../nbs/mix/00_checks.ipynb #9907780b
 def min_max(
     name:str, # The argument's name, for the message
-    v, # What was given
+    v:object, # What was given
     none:bool=True, # Is `None` allowed too?
 )->tuple|None: # `(smallest, largest)`; raises a `ValueError` if they are no two ordered numbers in [0,1]
     "Refuse `v` unless it is two ordered shares, or `None` where that is allowed"

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .lossspec import CrossEntropySpec
+from .tensors import exact_lerp
 
 # %% ../nbs/loss/01_crossentropy.ipynb #a109608b
 def _by_class(w, logp, ce): return w.to(logp.dtype).view(-1, *[1]*(logp.ndim-1-ce.axis%logp.ndim))
@@ -23,7 +24,8 @@ def _ce_labels(logp, y, share, ce):
     y,share = y.where(keep, 0),share*keep
     w = share if ce.weight is None else ce.weight.to(logp.dtype)[y] * share
     den = w.sum(ce.axis)
-    return -(logp.gather(ce.axis, y)*w).sum(ce.axis), den, den if w is share else share.sum(ce.axis)
+    picked = logp.gather(ce.axis, y)
+    return -(picked.where(share>0, 0)*w).sum(ce.axis), den, den if w is share else share.sum(ce.axis)
 
 def _ce_dense(logp, y, ce):
     "The same of weights of the classes"
@@ -31,7 +33,7 @@ def _ce_dense(logp, y, ce):
     if 0<=ce.ignore_index<c: y = y * _by_class(torch.arange(c, device=y.device)!=ce.ignore_index, logp, ce)
     w = y if ce.weight is None else y*_by_class(ce.weight, logp, ce)
     den = w.sum(ce.axis)
-    return -(w*logp).sum(ce.axis), den, den if w is y else y.sum(ce.axis)
+    return -(w*logp.where(y!=0, 0)).sum(ce.axis), den, den if w is y else y.sum(ce.axis)
 
 def _ce_smooth(logp, ce):
     "The part of smoothing that is the same for every label: the mean over the classes"
@@ -76,7 +78,7 @@ def mixed_cross_entropy(
         y,share = torch.stack((y, y1.reshape(shape).long()), ce.axis),torch.stack((lam, 1-lam), ce.axis)
         return _ce(logp, *_ce_labels(logp, y, share, ce), ce)
     own = _ce_labels(logp, y.unsqueeze(ce.axis), torch.ones_like(lam).unsqueeze(ce.axis), ce)
-    return _ce(logp, *(torch.lerp(b, a, lam) for a,b in zip(own, _ce_dense(logp, y1.to(logp.dtype), ce))), ce)
+    return _ce(logp, *(exact_lerp(b, a, lam) for a,b in zip(own, _ce_dense(logp, y1.to(logp.dtype), ce))), ce)
 
 # %% ../nbs/loss/01_crossentropy.ipynb #a074228b
 def soft_cross_entropy(

@@ -81,16 +81,8 @@ def draw_box(
     size:tuple, # Spatial size, (H,W) or of any other number of dimensions
 )->np.ndarray: # (k,d,2) whole numbers, start and stop
     "CutMix's boxes: uniform centre, relative volume `1-lam`, clipped at the border"
-    if len(lam)==1: return _draw_single_box(rng, float(lam[0]), size)
-    size = np.array(size)
-    return clipped_boxes(rng, ((1-lam[:,None])**(1/len(size)) * size).astype(np.int64), size)
-
-def _draw_single_box(rng, lam, size):
-    "The same for one box, in plain numbers, which are several times as fast as arrays of one"
-    ratio,us = (1-lam)**(1/len(size)),rng.random(len(size)).tolist()
-    cuts = [int(ratio*o) for o in size]
-    starts = [int(u*o)-c//2 for u,o,c in zip(us, size, cuts)]
-    return np.array([[(max(a, 0), min(a+c, o)) for a,o,c in zip(starts, size, cuts)]])
+    side = (1-lam[:,None])**(1/len(size))
+    return clipped_boxes(rng, (side*size).astype(np.int64), size)
 
 def clipped_boxes(
     rng:np.random.Generator, # Source of randomness
@@ -98,11 +90,8 @@ def clipped_boxes(
     size:tuple, # (d,) spatial size
 )->np.ndarray: # (k,d,2) whole numbers, start and stop
     "Boxes with given sides around uniform centres, clipped at the border"
-    start = (rng.random(cut.shape) * size).astype(np.int64) - cut//2
-    box = np.empty((*cut.shape, 2), np.int64)
-    np.maximum(start, 0, out=box[...,0])
-    np.minimum(start+cut, size, out=box[...,1])
-    return box
+    start = (rng.random(cut.shape)*size).astype(np.int64) - cut//2
+    return np.stack([np.maximum(start, 0), np.minimum(start+cut, size)], -1)
 
 def draw_box_minmax(
     rng:np.random.Generator, # Source of randomness
@@ -123,8 +112,7 @@ def box_area(
     size:tuple, # Spatial size
 )->np.ndarray: # (k,) in [0,1]
     "Share of the picture that each box covers"
-    if len(box)==1: return np.array([math.prod(b-a for a,b in box[0].tolist()) / math.prod(size)])
-    return np.multiply.reduce(box[...,1]-box[...,0], -1) / math.prod(size)
+    return (box[...,1]-box[...,0]).prod(-1) / math.prod(size)
 
 # %% ../nbs/mix/05_draw.ipynb #74395340
 def _chance(rng, k, prob): return np.full(k, prob>=1) if prob>=1 or prob<=0 else rng.random(k) < prob

@@ -20,7 +20,7 @@ def fourier_noise(
     k:int, # How many
     size:tuple, # Spatial size, of any number of dimensions
     decay:float=3., # The larger, the smoother; 0: white noise
-    device=None, # Where to make them
+    device:torch.device|str|None=None, # Where to make them; `None`: on the CPU
 )->Tensor: # (k,*size) float32
     "Noise whose frequencies f are damped by `f**-decay`, by an inverse Fourier transform"
     g = torch.Generator(device or 'cpu').manual_seed(seed)
@@ -37,9 +37,9 @@ def binarize_mask(
 )->Tensor: # (k,1,...) weights of the partners: bool, or float32 with a soft band
     "The pixels where the noise is highest stay a sample's own"
     flat = x.flatten(1)
-    rank = torch.arange(flat.shape[1], device=x.device)
-    w = rank >= tensor_on(n_keep, x)[:,None]
+    place = torch.arange(flat.shape[1], device=x.device)                 # from the highest pixel on
+    w = place >= tensor_on(n_keep, x)[:,None]
     if soft is not None:
         half = tensor_on(np.maximum(soft, .5).astype(np.float32), x)[:,None]
-        w = ((rank - tensor_on(n_keep, x)[:,None] + .5)/(2*half) + .5).clamp(0, 1)
+        w = ((place - tensor_on(n_keep, x)[:,None] + .5)/(2*half) + .5).clamp(0, 1)
     return torch.empty_like(w).scatter_(1, flat.argsort(1, descending=True), w).view(len(x), 1, *x.shape[1:])

@@ -8,92 +8,212 @@ Docs: https://fastmix.github.io/fastmix/loss/loss.html.md"""
 __all__ = ['MixedLoss']
 
 # %% ../nbs/loss/02_loss.ipynb #f9109e3f
-import inspect
+import copy
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 
 from .crossentropy import flatten_as_fastai, mixed_cross_entropy, soft_cross_entropy
-from .lossspec import (SOFT_ONLY, cross_entropy_of, inner_loss, is_any_loss, is_linear, is_loss, loss_name, reduction_of,
-                              takes_reduction, wants_numbers)
+from .lossspec import LossFunc, LossSpec, loss_spec
 from .plan import Plan
-from .target import mix_continuous, target_kind
-from .tensors import map_tensors, per_sample, plain_tensor, tensor_on
+from .target import mix_continuous, one_hot_target, target_kind
+from .tensors import exact_lerp, map_tensors, nested_tensors, per_sample, plain_tensor, retype, tensor_on
+
+# %% ../nbs/loss/02_loss.ipynb #3b8e01f6
+def _one_weight(plan):
+    "The weight that all samples of a batch share, `None` if they differ"
+    if isinstance(plan.lam, Tensor): return plan.lam[0] if plan.per_batch else None
+    return float(plan.lam[0]) if plan.n and plan.lam.min()==plan.lam.max() else None
+
+def _loss(spec, pred, yb):
+    "The user's loss; a `TypeError` if it is no tensor"
+    l = spec.loss_func(pred, *yb)
+    if isinstance(l, Tensor): return l
+    raise TypeError(f"{spec.name} returns a {type(l).__name__}: a loss must be one tensor, so add up its parts")
+
+def _blend_two(spec, pred, yb, yb1, w):
+    "`w` times the loss on `yb` and `1-w` times that on `yb1`"
+    if not isinstance(w, Tensor) and w in (0,1): return spec.loss_func(pred, *(yb if w else yb1))
+    return w*_loss(spec, pred, yb) + (1-w)*_loss(spec, pred, yb1)
 
 # %% ../nbs/loss/02_loss.ipynb #6fccaac3
 @contextmanager
-def _unreduced(loss_func):
-    "`loss_func` with `reduction='none'` for a moment"
-    new = dict(reduction='none', sum_classes=False)
-    old = {k:getattr(loss_func, k) for k in new if hasattr(loss_func, k)}
-    try:
-        for k in old: setattr(loss_func, k, new[k])
-        yield loss_func
-    finally:
-        for k,v in old.items(): setattr(loss_func, k, v)
+def _without_reduction(loss_func):
+    "The user's own loss with `reduction='none'` for a moment"
+    old = loss_func.reduction
+    loss_func.reduction = 'none'
+    try: yield loss_func
+    finally: loss_func.reduction = old
 
-def _each(loss_func, pred, yb):
-    "The unreduced loss, `None` if there is no way to ask for it"
-    r = reduction_of(loss_func)
-    if not isinstance(r, str): return None
-    if hasattr(loss_func, 'reduction'):
-        with _unreduced(loss_func): l = loss_func(pred, *yb)
-    else: l = loss_func(pred, *yb, reduction='none')
-    if getattr(loss_func, 'sum_classes', False): l = l.sum(-1)
-    return l.as_subclass(Tensor) if l.ndim else None
+def _unreduced_copy(spec):
+    "A copy of a loss of the table with `reduction='none'`; class weights are shared with the user's"
+    f = copy.copy(spec.inner)
+    f.reduction = 'none'
+    if hasattr(f, 'sum_classes'): f.sum_classes = False
+    if spec.flat_axis is None: return f
+    outer = copy.copy(spec.loss_func)
+    outer.func = f
+    return outer
+
+def _unreduced(spec, pred, yb):
+    "The losses before they are reduced, `None` if there is no way to ask for them"
+    f = spec.loss_func
+    if not hasattr(f, 'reduction'): l = f(pred, *yb, reduction='none') if spec.keyword else None
+    elif spec.known: l = _unreduced_copy(spec)(pred, *yb)
+    else:
+        with _without_reduction(f): l = f(pred, *yb)
+    if not isinstance(l, Tensor) or not l.ndim: return None
+    return plain_tensor(l).sum(-1) if getattr(spec.inner, 'sum_classes', False) else plain_tensor(l)
 
 # %% ../nbs/loss/02_loss.ipynb #e892ba63
-def _vmap_each(loss_func, pred, yb):
-    "The loss of every sample as a batch of one"
-    one = lambda p,*t: loss_func(map_tensors(lambda o: o[None], p), *(o[None] for o in t)).as_subclass(Tensor)
-    return torch.vmap(one, randomness='different')(*map_tensors(lambda o: o.as_subclass(Tensor), (pred, *yb)))
+def _single_losses(spec, pred, yb):
+    "(n,...) the loss of every sample as a batch of one"
+    batch = map_tensors(plain_tensor, (pred, list(yb)))
+    def call(*single):
+        it = iter(single)
+        return plain_tensor(_loss(spec, *map_tensors(lambda _: next(it)[None], batch)))
+    return torch.vmap(call, randomness='different')(*nested_tensors(batch))
+
+# %% ../nbs/loss/02_loss.ipynb #7e42b0d1
+def _close(a, b):
+    "Are all values alike, as far as their precision goes?"
+    tol = max(1e-4, 8*torch.finfo(a.dtype).eps) if a.is_floating_point() else 0
+    scale = b.abs().nan_to_num(0., 0.).mean()
+    return bool(((a-b).abs() <= tol*(b.abs()+scale)).logical_or(a.isnan() & b.isnan()).all())
+
+def _is_per_sample(losses, pred, yb, n):
+    "Are the values of `losses` for a batch those for its samples one by one?"
+    l = losses(pred, yb)
+    try: single = [losses(*map_tensors(lambda t: t[i:i+1], (pred, list(yb)))) for i in range(n)]
+    except Exception: return False               # not made for one sample
+    if any(o is None or o.numel()*n!=l.numel() for o in single): return False
+    return _close(torch.stack([o.reshape(-1) for o in single]), l.reshape(n,-1))
+
+def _counted(l, inputs):
+    "(n,) which samples count: not those whose loss is 0/0 though all that goes in is finite, as that of an ignored label is"
+    finite = [t.isfinite().reshape(len(t),-1).all(1) for t in nested_tensors(inputs) if t.is_floating_point()]
+    return ~(l.isnan() & torch.stack(finite).all(0))
+
+# %% ../nbs/loss/02_loss.ipynb #d90a4c3b
+def _reduced_how(total, l, counted):
+    "Is the batch's loss `'mean'` or `'sum'` of its samples' losses? `''`: neither, `None`: this batch cannot tell"
+    l = l.where(counted, 0)
+    if not total.isfinite() or (l==0).all() and total==0: return None
+    scale = l.abs().sum()
+    mean,total = l.sum()/counted.sum(),total.reshape(())
+    seen = dict(mean=(mean,scale/len(l)), sum=(l.sum(),scale))
+    fits = [k for k,(v,s) in seen.items() if _close(torch.stack((total,s)), torch.stack((v,s)))]
+    return fits[0] if len(fits)==1 else None if fits else ''
+
+def _find_form(spec, pred, yb, yb1):
+    "How a loss gives a value for each sample, and why it does not: `(form, reason)`, both `None` if these batches cannot tell"
+    n = len(nested_tensors(list(yb))[0])
+    def whole(p, t): return plain_tensor(_loss(spec, p, t))
+    def unreduced(p, t): return _unreduced(spec, p, t)
+    total = [whole(pred, t) for t in (yb, yb1)]
+    if (l := unreduced(pred, yb)) is not None or total[0].numel()>1:
+        form,f = ('unreduced',unreduced) if l is not None else ('whole',whole)
+        if all(_is_per_sample(f, pred, t, n) for t in (yb, yb1)): return form,None
+        return '',"gives values for a batch that are not those of its samples one by one"
+    try: single = [_single_losses(spec, pred, t).reshape(n) for t in (yb, yb1)]
+    except Exception as e:
+        return '',f"gives one number for a whole batch and cannot be run sample by sample ({type(e).__name__}: {e})"
+    how = {_reduced_how(t, l, _counted(l, (pred, list(y)))) for t,l,y in zip(total, single, (yb, yb1))} - {None}
+    if len(how)==1 and '' not in how: return how.pop(),None
+    if not how: return None,None
+    return '',(f"gives one number for a whole batch ({total[0].item():.4g}) that is no mean of its samples' losses "
+               f"({single[0].mean().item():.4g})")
 
 # %% ../nbs/loss/02_loss.ipynb #f7e9566f
-_PLAIN_MEAN = ['torch.nn.modules.loss.' + n for n in ('MSELoss', 'L1Loss', 'SmoothL1Loss', 'HuberLoss', 'BCELoss', 'BCEWithLogitsLoss')]
-_PLAIN_MEAN += ['fastai.losses.FocalLoss', 'timm.loss.binary_cross_entropy.BinaryCrossEntropy']
-
-def _plain_mean(f): return is_any_loss(inner_loss(f), _PLAIN_MEAN) or is_loss(f, 'fastai.losses.DiceLoss', '__call__') or f in (F.mse_loss, F.l1_loss)
-
 def _by_sample(l, lam):
     "Unreduced loss and `lam`, shaped so that they broadcast"
     n = len(lam)
     if lam.ndim>1 and l.numel() != lam.numel(): raise ValueError(
         f"the loss has shape {tuple(l.shape)}, but each of {lam.numel()} pixels has a weight of its own: use FMix's max_soft=0")
-    if l.shape[0] != n or (lam.ndim>1 and l.shape[:lam.ndim]!=lam.shape): l = l.reshape(*(lam.shape if l.numel()==lam.numel() else (n,-1)))
+    if l.shape[0] != n or (lam.ndim>1 and l.shape[:lam.ndim]!=lam.shape):
+        l = l.reshape(lam.shape if l.numel()==lam.numel() else (n,-1))
     return l, lam.to(l.dtype).reshape(*lam.shape, *[1]*(l.ndim-lam.ndim))
 
-def _share(total, l, lam):
-    "`total` times the part of `l` that `lam` takes"
+def _weighted_part(total, l, w):
+    "`total` times the part of `l` that the weights `w` take"
     s = l.sum()
     zero = s==0
-    return total * torch.where(zero, lam.mean(), (lam*l).sum() / torch.where(zero, torch.ones_like(s), s))
+    return total * torch.where(zero, w.mean(), (w*l).sum() / torch.where(zero, torch.ones_like(s), s))
 
-def _two(loss_func, pred, yb, yb1, lam, same):
-    "`lam` times the loss on `yb` and `1-lam` times that on `yb1`, for any loss function"
-    r,l,l1 = reduction_of(loss_func),_each(loss_func, pred, yb),_each(loss_func, pred, yb1)
-    if l is None:
-        if same is not None: return same*loss_func(pred, *yb) + (1-same)*loss_func(pred, *yb1)
-        try: l,l1 = _vmap_each(loss_func, pred, yb),_vmap_each(loss_func, pred, yb1)
-        except Exception as e: raise ValueError(
-            f"{loss_name(loss_func)} gives one number for a whole batch and cannot be run sample by sample ({type(e).__name__}: {e}), "
-            "so samples cannot have weights of their own: use mode='batch', or give the loss a `reduction` attribute") from e
-    shape = l.shape
+# %% ../nbs/loss/02_loss.ipynb #b47d19ae
+def _check_count(spec, l, n, pred, yb):
+    "Refuse `l` unless it has as many values a sample as at first"
+    sizes = [1, *(t.numel()//n for t in nested_tensors((list(yb), pred)))]
+    k = l.numel()/n
+    if 'rule' not in spec.found: spec.found['rule'] = sizes.index(k) if k in sizes else -k
+    rule = spec.found['rule']
+    want = sizes[rule] if rule>=0 else -rule
+    if k != want: _refuse(spec, f"gives {l.numel()} values for {n} samples, not {want*n:g}: some are left out, and none can say whose", yb)
+
+def _refuse(spec, why, yb):
+    blended = any(isinstance(y, Tensor) and y.is_floating_point() for y in yb)
+    raise ValueError(f"{spec.name} {why}, so samples cannot have weights of their own: use mode='batch'"
+        f"{', or interpolate_loss=False for its value on the blended target' if blended else ''}, or give the loss a `reduction` "
+        "whose 'none' has a value for each sample")
+
+# %% ../nbs/loss/02_loss.ipynb #13d7c5f2
+def _look_once(spec, pred, yb, yb1):
+    "`_find_form` on a copy of the loss, without a trace in the random generators"
+    cuda = {t.device for t in nested_tensors(pred) if t.is_cuda}
+    try: twin = copy.deepcopy(spec.loss_func)
+    except Exception: twin = spec.loss_func          # cannot be copied
+    with torch.no_grad(), torch.random.fork_rng(cuda): return _find_form(loss_spec(twin), pred, yb, yb1)
+
+def _form(spec, pred, yb, yb1):
+    "How the loss gives a value for each sample: known from the table, or seen in the first batch that could tell"
+    if spec.known and spec.reduction: return 'unreduced'
+    if 'form' not in spec.found:
+        form,why = _look_once(spec, pred, yb, yb1)
+        if form is None: return 'mean'
+        spec.found['form'] = form,why
+    form,why = spec.found['form']
+    if not form: _refuse(spec, why, yb)
+    return form
+
+# %% ../nbs/loss/02_loss.ipynb #2e90c7f4
+def _mix_singles(spec, form, pred, yb, yb1, lam):
+    "A `'mean'` or a `'sum'` of the losses of single samples, mixed; a sample that does not count is left out of a mean"
+    (l,shape,counted),(l1,_,counted1) = (_counted_losses(spec, pred, t) for t in (yb, yb1))
+    l,w = _by_sample(l, lam)
+    total = exact_lerp(l1.where(counted1, 0), l.where(counted, 0), w).sum()
+    if form=='mean': total = total / torch.lerp(counted1.to(w), counted.to(w), w).sum()
+    return total.reshape(shape)
+
+def _counted_losses(spec, pred, yb):
+    l = _single_losses(spec, pred, yb)
+    return l.reshape(len(l)), l.shape[1:], _counted(l.reshape(len(l)), (pred, list(yb)))
+
+def _mix_values(spec, form, pred, yb, yb1, lam):
+    "The values that the loss gives for each sample, mixed and reduced as the loss reduces"
+    l,l1 = (_unreduced(spec, pred, t) if form=='unreduced' else plain_tensor(_loss(spec, pred, t)) for t in (yb, yb1))
+    if not spec.known:
+        for o,t in ((l,yb),(l1,yb1)): _check_count(spec, o, len(lam), pred, t)
+    shape,r = l.shape,spec.reduction
     (l,w),(l1,_) = _by_sample(l, lam),_by_sample(l1, lam)
-    mix = torch.lerp(l1, l, w.expand_as(l))
-    if r=='none' and len(shape): return mix.reshape(shape)
+    mix = exact_lerp(l1, l, w.expand_as(l))
+    if form=='whole' or r=='none': return mix.reshape(shape)
     if r=='sum': return mix.sum()
-    if r=='mean' and _plain_mean(loss_func): return mix.mean()
-    return _share(loss_func(pred, *yb), l, w) + _share(loss_func(pred, *yb1), l1, 1-w)
+    if r=='mean' and spec.plain_mean: return mix.mean()
+    return _weighted_part(spec.loss_func(pred, *yb), l, w) + _weighted_part(spec.loss_func(pred, *yb1), l1, 1-w)
+
+def _blend_samples(spec, pred, yb, yb1, lam):
+    "`lam` times the loss on `yb` and `1-lam` times that on `yb1` for each sample, for any loss that has a value for each"
+    form = _form(spec, pred, yb, yb1)
+    return (_mix_singles if form in ('mean','sum') else _mix_values)(spec, form, pred, yb, yb1, lam)
 
 # %% ../nbs/loss/02_loss.ipynb #807dbbd8
 class MixedLoss:
     "`loss_func` on the targets `yb`, mixed according to `plan`"
     def __init__(self,
-        loss_func, # The user's loss function
+        loss_func:LossFunc, # The user's loss function
         yb:tuple=(), # Targets before mixing
         plan:Plan|None=None, # Who is mixed with whom, how much; `None`: nothing is mixed
         mixed:tuple=(), # Targets after mixing, as the callback made them
@@ -101,15 +221,12 @@ class MixedLoss:
         interpolate_loss:bool|None=None, # `True`: always two losses; `False`: always the mixed target; `None`: whatever is right and cheap
         partner:tuple=(), # The partners' targets, `None` where they are `plan.partners_of` of `yb`
         lam:Tensor|None=None, # Weight of the own target for each of its elements, instead of `plan.lam`
+        spec:LossSpec|None=None, # What `loss_func` is, made once a fit; `None`: it is found out here
     ):
+        if isinstance(loss_func, MixedLoss): loss_func = loss_func.loss_func
+        if spec is None or spec.loss_func is not loss_func: spec = loss_spec(loss_func)
         self.__dict__.update(loss_func=loss_func, yb=yb, plan=plan, mixed=mixed, label_smoothing=label_smoothing,
-                             interpolate_loss=interpolate_loss, partner=partner or (None,)*len(yb), lam=lam)
-
-    def __call__(self, pred, *yb):
-        if self.plan is None: return self.loss_func(pred, *yb)
-        if not self._ours(yb): return self._call(pred, yb)
-        if len(yb)>1: return self._two(pred)
-        return self._one(pred, self.yb[0], yb[0])
+                             interpolate_loss=interpolate_loss, partner=partner or (None,)*len(yb), lam=lam, spec=spec)
 
     def __getattr__(self, k):
         if k.startswith('__'): raise AttributeError(k)
@@ -119,60 +236,95 @@ class MixedLoss:
     def __reduce__(self): return MixedLoss, (self.loss_func,)
     def __repr__(self): return f'MixedLoss({self.loss_func})'
 
+# %% ../nbs/loss/02_loss.ipynb #5d1f93e4
+@patch
+def __call__(self:MixedLoss,
+    pred, # What the model gave: a tensor, or tuples and dicts of tensors
+    *yb, # The targets, as the callback mixed them or as somebody changed them since
+)->Tensor: # As the user's loss reduces; a `ValueError` says what a loss cannot do, and what to do instead
+    "The loss of a mixed batch"
+    spec,force,own = self.spec,self.interpolate_loss,self.yb
+    if self.plan is None or not _in_training(pred): return self.loss_func(pred, *yb)
+    if not self._is_ours(yb): return self._soft(pred, yb)
+    if len(own)>1: return self._soft(pred, yb) if force is False else self._two(pred, own)
+    kind = target_kind(own[0])
+    if kind=='continuous':
+        blended = force is False or (force is None and (spec.linear or spec.regression))
+        return self.loss_func(pred, *yb) if blended else self._two(pred, own)
+    if spec.read_ce: return self._cross_entropy(pred, own[0])
+    if force is False or (force is None and spec.soft_only): return self._soft(pred, yb)
+    if kind=='category' and (spec.numeric or spec.soft_only): return self._numeric(pred, own[0], yb[0])
+    return self._two(pred, own)
+
+def _in_training(pred): return torch.is_grad_enabled() or any(t.requires_grad for t in nested_tensors(pred))
+
 # %% ../nbs/loss/02_loss.ipynb #6742f785
 @patch
-def _ours(self:MixedLoss, yb):
-    return len(yb)==len(self.mixed) and all(a.data_ptr()==b.data_ptr() and a.shape==b.shape for a,b in zip(yb, self.mixed))
+def _is_ours(self:MixedLoss, yb):
+    def same(a, b):
+        if not (isinstance(a, Tensor) and isinstance(b, Tensor)): return a is b
+        return a.data_ptr()==b.data_ptr() and a.shape==b.shape
+    return len(yb)==len(self.mixed) and all(map(same, yb, self.mixed))
 
 @patch
-def _call(self:MixedLoss, pred, yb):
-    "The user's loss on soft targets"
-    ce = cross_entropy_of(self.loss_func)
-    if ce is not None and len(yb)==1 and yb[0].shape==pred.shape and target_kind(self.yb[0])!='continuous':
-        return soft_cross_entropy(pred.as_subclass(Tensor), yb[0].as_subclass(Tensor), ce)
+def _soft(self:MixedLoss, pred, yb):
+    "The user's loss on targets as they are"
+    ce,own = self.spec.ce,self.yb
+    soft = [isinstance(y, Tensor) and y.is_floating_point() for y in yb]
+    if ce is not None and soft==[True] and yb[0].shape==pred.shape and target_kind(own[0])!='continuous':
+        return soft_cross_entropy(plain_tensor(pred), plain_tensor(yb[0]), ce)
+    if len(own)==1 and target_kind(own[0])=='dense' and self._is_ours(yb): raise ValueError(
+        "interpolate_loss=False: the labels of a mask have no blend, so two losses are mixed; leave interpolate_loss at None")
     try: return self.loss_func(pred, *yb)
-    except Exception as e: raise ValueError(
-        f"{loss_name(self.loss_func)} cannot take soft targets ({type(e).__name__}: {e}): "
-        "leave interpolate_loss at None, or set it to True, to mix the losses instead of the targets") from e
+    except Exception as e:
+        if not any(soft): raise
+        raise ValueError(f"{self.spec.name} cannot take soft targets ({type(e).__name__}: {e}): "
+            "leave interpolate_loss at None, or set it to True, to mix the losses instead of the targets") from e
 
-@patch
-def _two(self:MixedLoss, pred, yb=None):
-    "Two losses, mixed"
-    yb = self.yb if yb is None else yb
-    yb1,plan = self._partners(yb),self.plan
-    lam = tensor_on(plan.lam, yb[0]) if self.lam is None else self.lam
-    if self.lam is not None and inner_loss(self.loss_func) is not self.loss_func: lam = flatten_as_fastai(lam, self.loss_func.axis)
-    args = self.loss_func,pred,yb,yb1,lam,float(plan.lam[0]) if plan.per_batch and self.lam is None else None
-    if not any(a.is_floating_point()>b.is_floating_point() for a,b in zip(yb1, yb)): return _two(*args)
-    try: return _two(*args)
-    except Exception as e: raise ValueError(
-        f"{loss_name(self.loss_func)} cannot take soft targets ({type(e).__name__}: {e}), but partners from earlier batches have weights "
-        "for all classes: use a cross-entropy, or another mix than RecursiveMix") from e
-
+# %% ../nbs/loss/02_loss.ipynb #4c8a2d60
 @patch
 def _partners(self:MixedLoss, yb):
-    "The partners' targets"
-    return tuple(self.plan.partners_of(y) if p is None else p for y,p in zip(yb, self.partner))
+    "The partners' targets; what is no tensor is the sample's own"
+    def partner(y, p): return y if not isinstance(y, Tensor) else self.plan.partners_of(y) if p is None else p
+    return tuple(map(partner, yb, self.partner))
+
+def _drop_unweighted(y, y1, lam):
+    "Own and partner's target, each replaced by the other one where it has no weight"
+    if not isinstance(y, Tensor) or y.dtype!=y1.dtype or y.shape!=y1.shape: return y,y1
+    lam,a,b = lam.reshape(*lam.shape, *[1]*(y.ndim-lam.ndim)),plain_tensor(y),plain_tensor(y1)
+    return retype(torch.where(lam==0, b, a), y),retype(torch.where(lam==1, a, b), y1)
+
+@patch
+def _two(self:MixedLoss, pred, yb):
+    "Two losses, mixed"
+    yb1,w,spec = self._partners(yb),None if self.lam is not None else _one_weight(self.plan),self.spec
+    try:
+        if w is not None: return _blend_two(spec, pred, yb, yb1, w)
+        lam = tensor_on(self.plan.lam, nested_tensors(list(yb))[0]) if self.lam is None else self.lam
+        yb,yb1 = zip(*(_drop_unweighted(y, y1, lam) for y,y1 in zip(yb, yb1)))
+        if self.lam is not None and spec.flat_axis is not None: lam = flatten_as_fastai(lam, spec.flat_axis)
+        return _blend_samples(spec, pred, yb, yb1, lam)
+    except Exception as e:
+        if not any(isinstance(a, Tensor) and a.is_floating_point()>b.is_floating_point() for a,b in zip(yb1, yb)): raise
+        raise ValueError(f"{spec.name} cannot take soft targets ({type(e).__name__}: {e}), but partners from earlier batches have weights "
+            "for all classes: use a cross-entropy, or another mix than RecursiveMix") from e
 
 # %% ../nbs/loss/02_loss.ipynb #8e7a595d
 @patch
-def _one(self:MixedLoss, pred, y, mixed):
-    f,force = self.loss_func,self.interpolate_loss
-    if target_kind(y)=='continuous': return f(pred, mixed) if force is False or (force is None and is_linear(f)) else self._two(pred)
-    if (ce := cross_entropy_of(f)) is not None:
-        ce.label_smoothing = ce.label_smoothing or self.label_smoothing
-        y = y.as_subclass(Tensor)
-        y1,lam = self._partners((y,))[0].as_subclass(Tensor),per_sample(self.plan.lam, y) if self.lam is None else self.lam
-        return mixed_cross_entropy(pred.as_subclass(Tensor), y, y1, lam, ce)
-    if force is False or (force is None and is_any_loss(f, SOFT_ONLY)): return self._call(pred, (mixed,))
-    if target_kind(y)=='category' and wants_numbers(f): return self._one_number(pred, y, mixed)
-    return self._two(pred)
+def _cross_entropy(self:MixedLoss, pred, y):
+    "Labels for a cross-entropy"
+    ce,y = self.spec.ce,plain_tensor(y)
+    if self.label_smoothing and not ce.label_smoothing: ce = replace(ce, label_smoothing=self.label_smoothing)
+    lam = per_sample(self.plan.lam, y) if self.lam is None else self.lam
+    return mixed_cross_entropy(plain_tensor(pred), y, plain_tensor(self._partners((y,))[0]), lam, ce)
 
 @patch
-def _one_number(self:MixedLoss, pred, y, mixed):
-    "Categories for a loss that wants numbers: a 0/1 column if the prediction has one column, else one-hot rows"
-    if pred.numel()==y.numel():
-        t = mix_continuous(y, self.plan) if self.partner[0] is None else mixed.reshape(len(y), -1)[:,-1]
-        return self.loss_func(pred, t.reshape(pred.shape)) if is_linear(self.loss_func) else self._two(pred)
-    if is_linear(self.loss_func): return self.loss_func(pred, mixed)
-    return self._two(pred, (F.one_hot(y.reshape(-1).long(), mixed.shape[-1]).to(mixed.dtype),))
+def _numeric(self:MixedLoss, pred, y, mixed):
+    "Categories for a loss that wants numbers: one column if the prediction has one, else one-hot rows"
+    spec,column = self.spec,pred.numel()==y.numel()
+    blended = spec.linear or (spec.regression and self.interpolate_loss is not True)
+    if not blended: return self._two(pred, (y if column else one_hot_target(y, mixed.shape[-1], self.label_smoothing),))
+    if column: mixed = mix_continuous(y, self.plan) if self.partner[0] is None and not self.label_smoothing else _expected(mixed)
+    return self.loss_func(pred, mixed.reshape(pred.shape) if column and spec.linear else mixed)
+
+def _expected(rows): return rows @ torch.arange(rows.shape[1], device=rows.device).to(rows) if rows.ndim==2 else rows

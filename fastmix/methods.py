@@ -7,19 +7,20 @@ Docs: https://fastmix.github.io/fastmix/callbacks/methods.html.md"""
 # %% auto #0
 __all__ = ['MixUp', 'CutMix', 'CutMixUp', 'ResizeMix', 'FMix', 'RecursiveMix']
 
-# %% ../nbs/callbacks/04_methods.ipynb #059e014d
+# %% ../nbs/callbacks/04_methods.ipynb #d650e11a
 from dataclasses import replace
 
-from fastcore.basics import patch
+from torch import Tensor
 
-from .target import is_dense_target
-from .draw import draw_cutmix, draw_cutmixup, draw_fmix, draw_mixup, draw_recursivemix, draw_resizemix
 from .checks import min_max, number, one_of
+from .draw import draw_cutmix, draw_cutmixup, draw_fmix, draw_mixup, draw_recursivemix, draw_resizemix
 from .handler import MixHandler
 from .partners import close_partners
-from .target import target_kind
+from .plan import Plan
+from .target import check_target, is_dense_target, target_kind
+from .tensors import map_tensors, nested_tensors
 
-# %% ../nbs/callbacks/04_methods.ipynb #555b33de
+# %% ../nbs/callbacks/04_methods.ipynb #efc7a839
 class MixUp(MixHandler):
     "[MixUp](https://arxiv.org/abs/1710.09412): each sample blended with another, keeping at least half of itself"
     def __init__(self,
@@ -36,22 +37,19 @@ class MixUp(MixHandler):
             "partner='close' chooses for each sample, mode='pair' for two at once: use mode='elem' or 'batch'")
         if bandwidth and partner!='close': raise ValueError(f"bandwidth={bandwidth!r} has a meaning only with partner='close'")
 
-    def draw(self, n, size, prob, strength=1.):
-        plan = draw_mixup(self.rng, n, mode=self.mode, alpha=self.alpha, prob=prob, strength=strength)
-        return plan if self.partner=='random' or not plan.mixes else self._choose(plan)
+    def draw(self, n:int, size:tuple, prob:float, strength:float=1.)->Plan:
+        plan = draw_mixup(self.rng, n, alpha=self.alpha, mode=self.mode, prob=prob, strength=strength)
+        return replace(plan, partner=self._close_partners()) if self.partner=='close' and plan.mixes else plan
 
-# %% ../nbs/callbacks/04_methods.ipynb #2c08775e
-@patch
-def _choose(self:MixUp, plan):
-    "`plan` with partners drawn by the closeness of their targets"
-    y = next((o for o in self.learn.yb if o.is_floating_point()), None)
-    if y is None: raise ValueError("partner='close' compares targets as numbers, but they are whole numbers, classes: use partner='random'")
-    return replace(plan, partner=close_partners(y, int(self.rng.integers(2**62)), self.bandwidth))
+    def _close_partners(self):
+        y = next((o for o in self.learn.yb if isinstance(o, Tensor) and o.is_floating_point()), None)
+        if y is None: raise ValueError("partner='close' compares targets as numbers, but they are whole numbers, classes: use partner='random'")
+        return close_partners(y, int(self.rng.integers(2**62)), self.bandwidth)
 
-# %% ../nbs/callbacks/04_methods.ipynb #7301ec3e
-def _check_size(self, size):
+# %% ../nbs/callbacks/04_methods.ipynb #edade559
+def _check_size(handler, size):
     if not size: raise ValueError(
-        f"{type(self).__name__} cuts over the dimensions after (batch, channels), but the input has none: use MixUp")
+        f"{type(handler).__name__} cuts over the dimensions after (batch, channels), but the input has none: use MixUp")
 
 class CutMix(MixHandler):
     "[CutMix](https://arxiv.org/abs/1905.04899): a box of each sample replaced by its partner's"
@@ -64,12 +62,12 @@ class CutMix(MixHandler):
         super().__init__(mode=mode, **kwargs)
         self.alpha,self.minmax,self.correct_lam = number('alpha', alpha),min_max('minmax', minmax),one_of('correct_lam', correct_lam, (True,False))
 
-    def draw(self, n, size, prob, strength=1.):
+    def draw(self, n:int, size:tuple, prob:float, strength:float=1.)->Plan:
         _check_size(self, size)
-        return draw_cutmix(self.rng, n, mode=self.mode, size=size, alpha=self.alpha, minmax=self.minmax, correct_lam=self.correct_lam,
-                           prob=prob, strength=strength)
+        return draw_cutmix(self.rng, n, size=size, alpha=self.alpha, minmax=self.minmax, correct_lam=self.correct_lam,
+                           mode=self.mode, prob=prob, strength=strength)
 
-# %% ../nbs/callbacks/04_methods.ipynb #22c04a96
+# %% ../nbs/callbacks/04_methods.ipynb #29ea98e0
 class CutMixUp(MixHandler):
     "`CutMix` with probability `switch_prob`, else `MixUp`, for each sample, pair or batch as `mode` says"
     def __init__(self,
@@ -85,14 +83,14 @@ class CutMixUp(MixHandler):
         self.switch_prob,self.minmax = number('switch_prob', switch_prob, 0, 1),min_max('minmax', minmax)
         self.correct_lam = one_of('correct_lam', correct_lam, (True,False))
 
-    def draw(self, n, size, prob, strength=1.):
+    def draw(self, n:int, size:tuple, prob:float, strength:float=1.)->Plan:
         _check_size(self, size)
-        return draw_cutmixup(self.rng, n, mode=self.mode, size=size, mix_alpha=self.mix_alpha, cut_alpha=self.cut_alpha, switch_prob=self.switch_prob,
-                           minmax=self.minmax, correct_lam=self.correct_lam, prob=prob, strength=strength)
+        return draw_cutmixup(self.rng, n, size=size, mix_alpha=self.mix_alpha, cut_alpha=self.cut_alpha, switch_prob=self.switch_prob,
+                             minmax=self.minmax, correct_lam=self.correct_lam, mode=self.mode, prob=prob, strength=strength)
 
-# %% ../nbs/callbacks/04_methods.ipynb #45282d65
+# %% ../nbs/callbacks/04_methods.ipynb #e0dd8d01
 class ResizeMix(MixHandler):
-    "[ResizeMix](https://arxiv.org/abs/2012.11101): the whole of the partner, shrunk, in a box of each sample"
+    "[ResizeMix](https://arxiv.org/abs/2012.11101): the whole of the partner, resized, in a box of each sample"
     def __init__(self,
         scope:tuple=(.1,.8), # Smallest and largest side of the box as shares of the picture's, in [0,1]
         *, mode:str='elem', **kwargs # As `MixHandler`
@@ -100,28 +98,30 @@ class ResizeMix(MixHandler):
         super().__init__(mode=mode, **kwargs)
         self.scope = min_max('scope', scope, none=False)
 
-    def draw(self, n, size, prob, strength=1.):
+    def draw(self, n:int, size:tuple, prob:float, strength:float=1.)->Plan:
         _check_size(self, size)
-        return draw_resizemix(self.rng, n, mode=self.mode, size=size, scope=self.scope, prob=prob, strength=strength)
+        return draw_resizemix(self.rng, n, size=size, scope=self.scope, mode=self.mode, prob=prob, strength=strength)
 
+# %% ../nbs/callbacks/04_methods.ipynb #7025ae2b
 class FMix(MixHandler):
-    "[FMix](https://arxiv.org/abs/2002.12047): a cloud of each sample kept, the rest replaced by its partner's"
+    "[FMix](https://arxiv.org/abs/2002.12047): a mask of low frequencies of each sample kept, the rest replaced by its partner's"
     def __init__(self,
         alpha:float=1., # Of Beta(alpha,alpha), which draws the share that is kept; 0: all of it
-        decay:float=3., # Smoothness of the clouds, 0 or more
+        decay:float=3., # Smoothness of the masks, 0 or more
         max_soft:float=0., # Half the share of the picture in a soft band around the contour, in [0,.5]
         *, mode:str='elem', **kwargs # As `MixHandler`
     ):
         super().__init__(mode=mode, **kwargs)
         self.alpha,self.decay,self.max_soft = number('alpha', alpha),number('decay', decay),number('max_soft', max_soft, 0, .5)
 
-    def draw(self, n, size, prob, strength=1.):
+    def draw(self, n:int, size:tuple, prob:float, strength:float=1.)->Plan:
         _check_size(self, size)
-        return draw_fmix(self.rng, n, size, self.alpha, self.decay, self.max_soft, self.mode, prob, strength)
+        return draw_fmix(self.rng, n, size=size, alpha=self.alpha, decay=self.decay, max_soft=self.max_soft,
+                         mode=self.mode, prob=prob, strength=strength)
 
-# %% ../nbs/callbacks/04_methods.ipynb #f3c58b93
+# %% ../nbs/callbacks/04_methods.ipynb #762e2650
 class RecursiveMix(MixHandler):
-    "[RecursiveMix](https://arxiv.org/abs/2203.06844): the previous mixed batch, shrunk, in a box of each sample"
+    "[RecursiveMix](https://arxiv.org/abs/2203.06844): the previous mixed batch, resized, in a box of each sample"
     _stateattrs = MixHandler._stateattrs + ('memory',)
     def __init__(self,
         alpha:float=.5, # Largest share of the picture that is given away, in [0,1]
@@ -130,37 +130,38 @@ class RecursiveMix(MixHandler):
         super().__init__(mode=mode, **kwargs)
         self.alpha = number('alpha', alpha, 0, 1)
 
+    def draw(self, n:int, size:tuple, prob:float, strength:float=1.)->Plan:
+        _check_size(self, size)
+        last = 0 if self.memory is None else len(nested_tensors(self.memory[0])[0])
+        return draw_recursivemix(self.rng, n, last, size=size, alpha=self.alpha, mode=self.mode, prob=prob, strength=strength)
+
     def _init_state(self):
         super()._init_state()
         self.memory = None
 
-    def draw(self, n, size, prob, strength=1.):
-        _check_size(self, size)
-        last = 0 if self.memory is None else len(self.memory[0][0])
-        return draw_recursivemix(self.rng, n, last, size, self.alpha, self.mode, prob, strength)
+    def before_train(self):
+        super().before_train()
+        self.memory = None
 
-    def before_train(self): self.memory = None
     def after_fit(self): self.memory = None
 
-# %% ../nbs/callbacks/04_methods.ipynb #61310a48
-@patch
-def before_batch(self:RecursiveMix):
-    "Mix with the batch before, and remember the result"
-    d,yb = self.__dict__,self.learn.yb
-    super(RecursiveMix, self).before_batch()
-    if d['plan'] is None: return
-    if d['mixed'] is not None and d['_smooth']: yb = tuple(self._target(o, d['plan'], i, 0.).mixed for i,o in enumerate(yb))
-    else: yb = self.learn.yb
-    d['memory'] = tuple(o.detach() for o in self.learn.xb),yb
+    def before_batch(self):
+        "Mix with the batch before, and remember the result"
+        before,yb = self.batch,self.learn.yb
+        super().before_batch()
+        if self.batch is None or self.batch is before: return
+        if self.batch.inputs is not None and self._smooth: yb = tuple(self._mix_target(y, self.plan, i, 0.).mixed for i,y in enumerate(yb))
+        else: yb = self.learn.yb
+        self.memory = map_tensors(lambda o: o.detach(), tuple(self.learn.xb)),yb
 
-@patch
-def _blend_inputs(self:RecursiveMix, xb, plan):
-    return tuple(self.blend(o, plan, s) for o,s in zip(xb, self.memory[0])) if plan.mixes else xb
+    def _blend_inputs(self, xb, plan):
+        if not plan.mixes: return xb
+        sources = iter(nested_tensors(self.memory[0]))
+        return map_tensors(lambda x: self.blend(x, plan, next(sources)), tuple(xb))
 
-@patch
-def _target(self:RecursiveMix, y, plan, i, label_smoothing):
-    if not plan.mixes: return MixHandler._target(self, y, plan, i, label_smoothing)
-    source = self.memory[1][i]
-    if target_kind(y)=='dense' and not is_dense_target(y, plan): raise ValueError(
-        f"target {i} has shape {tuple(y.shape)}, whole numbers but not a mask: RecursiveMix cannot add them up; use another mix")
-    return MixHandler._target(self, y, plan, i, label_smoothing, source)
+    def _mix_target(self, y, plan, i, label_smoothing):
+        if not plan.mixes: return super()._mix_target(y, plan, i, label_smoothing)
+        check_target(y, self.batch.size, f'target {i}')
+        if isinstance(y, Tensor) and target_kind(y)=='dense' and not is_dense_target(y, plan): raise ValueError(
+            f"target {i} has shape {tuple(y.shape)}, whole numbers but not a mask: RecursiveMix cannot add them up; use another mix")
+        return super()._mix_target(y, plan, i, label_smoothing, self.memory[1][i])

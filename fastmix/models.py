@@ -30,7 +30,7 @@ def small_resnet(
     head = nn.AdaptiveAvgPool2d(1),nn.Flatten(),nn.Linear(widths[-1], n_out)
     return nn.Sequential(ConvLayer(3, widths[0], stride=2 if big else 1), *blocks, *head)
 
-# %% ../nbs/command/01_models.ipynb #8167271e
+# %% ../nbs/command/01_models.ipynb #1de3e85a
 def _timm()->ModuleType|None:
     "timm, if it is installed"
     try: import timm
@@ -52,8 +52,8 @@ def make_model(
     names = arch_names()
     if arch not in names:
         close = difflib.get_close_matches(arch, names, 3)
-        raise BadArgument(f"--arch {arch}: not known{', did you mean ' + ' or '.join(close) + '?' if close else '; --list-archs lists them'}"
-                          f"{'' if _timm() else ' (pip install timm for its models)'}")
+        hint = f", did you mean {' or '.join(close)}?" if close else '; --list-archs lists them'
+        raise BadArgument(f"--arch {arch}: not known{hint}{'' if _timm() else ' (pip install timm for its models)'}")
     if arch=='small': return small_resnet(n_out, size)
     if arch in vars(xresnet): return getattr(xresnet, arch)(n_out=n_out)
     if arch in torchvision.models.list_models(): return torchvision.models.get_model(arch, weights=None, num_classes=n_out)

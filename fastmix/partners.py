@@ -14,13 +14,20 @@ from torch import Tensor
 from .tensors import plain_tensor
 
 # %% ../nbs/mix/06_partners.ipynb #f3aa1dd2
+def _squared_bandwidth(t):
+    "Silverman's rule, (1.06σn^(-1/5))²"
+    spread = (t-t.nanmean(0)).square().nanmean(0).sum()
+    return spread * (1.06*len(t)**-.2)**2 + 1e-12
+
 def close_partners(
-    y:Tensor, # (n,...) numbers
+    y:Tensor, # (n,...) numbers; a sample whose number is missing (NaN or infinite) is nobody's partner
     seed:int, # Seed of the draw
     bandwidth:float|None=None, # h, in the unit of the target; `None`: by Silverman's rule from the spread of the batch, 1.06σn^(-1/5)
 )->Tensor: # (n,) whole numbers, on the device of `y`
     "Partners drawn by the closeness of their targets, nobody's own self unless there is nobody else"
-    t,n = y.as_subclass(Tensor).reshape(len(y), -1).float(),len(y)
-    h2 = bandwidth**2 if bandwidth else t.var(0, correction=0).sum() * (1.06*n**-.2)**2 + 1e-12
+    t,n = plain_tensor(y).reshape(len(y), -1).float(),len(y)
+    t = torch.where(t.isfinite(), t, torch.nan)
+    h2 = bandwidth**2 if bandwidth else _squared_bandwidth(t)
     noise = torch.empty(n, n, device=t.device).exponential_(generator=torch.Generator(t.device).manual_seed(seed)).log()
-    return (-(t[:,None]-t[None]).pow(2).sum(-1)/(2*h2) - noise).fill_diagonal_(-torch.inf).argmax(1)
+    close = -(t[:,None]-t[None]).pow(2).sum(-1)/(2*h2)
+    return (close-noise).nan_to_num(-torch.inf).fill_diagonal_(-torch.inf).argmax(1)

@@ -27,7 +27,7 @@ class LazyMask:
     ): self.make,self.made = make,None
 
     def on(self,
-        device, # Where the mask is wanted
+        device:torch.device|str, # Where the mask is wanted
     )->Tensor: # (n or 1,1,...) weights of the partners
         "The mask, made on `device` the first time"
         if self.made is None or self.made.device!=torch.device(device): self.made = self.make(device)

@@ -8,6 +8,8 @@ Docs: https://fastmix.github.io/fastmix/mix/rank.html.md"""
 __all__ = ['is_distributed', 'rank', 'world_size', 'all_gather', 'on_rank_zero']
 
 # %% ../nbs/mix/02_rank.ipynb #7e5c9d0c
+from collections.abc import Callable
+
 import torch
 
 # %% ../nbs/mix/02_rank.ipynb #f8555218
@@ -26,7 +28,7 @@ def world_size()->int: # 1 or more
 
 # %% ../nbs/mix/02_rank.ipynb #f8c3bbb4
 def all_gather(
-    o, # Anything that can be pickled
+    o:object, # Anything that can be pickled
 )->list: # By rank
     "`o` of every process"
     res = [o]*world_size()
@@ -34,9 +36,9 @@ def all_gather(
     return res
 
 def on_rank_zero(
-    f, # Function to run in the first process
-    *args # Its arguments
-): # What it gave, in all of them; an exception is raised in all of them
+    f:Callable, # Function to run in the first process
+    *args:object # Its arguments
+)->object: # What it gave, in all of them; an exception is raised in all of them
     "The result of `f(*args)` in the first process, in all of them"
     if not is_distributed(): return f(*args)
     res = [None,None]

@@ -13,17 +13,21 @@ from statistics import fmean
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler
+from fastai.learner import Recorder
 
-from .handler import MixHandler
+from .handler import mixing_callbacks
 
-# %% ../nbs/callbacks/07_record.ipynb #c3208e18
+# %% ../nbs/callbacks/07_record.ipynb #4980940b
 def _mixing(learn):
     "Chance of mixing and mean weight of the partners in the latest batch"
-    for cb in learn.cbs:
-        if isinstance(cb, MixHandler) and cb.run and cb.plan is not None: return cb.now[0],float((1-cb.plan.lam).mean())
+    for cb in mixing_callbacks(learn):
+        if cb.batch is not None: return cb.batch.prob,float((1-cb.plan.lam).mean())
     return 0.,0.
 
-def add_columns(recorder, names):
+def add_columns(
+    recorder:Recorder, # The learner's recorder, in `before_fit`
+    names:list, # Of the columns
+)->None:
     "New columns of the recorder's table, before the time"
     old = recorder.metric_names
     i = len(old)-bool(recorder.add_time)
@@ -41,7 +45,7 @@ class MixRecorder(Callback):
         "Announce the columns"
         self.run,self._new = 'lr_finder' not in vars(self.learn),True
         self._keys = ['lr'] + ['mom']*('mom' in self.opt.hypers[-1]) if self.opt else []
-        if any(isinstance(cb, MixHandler) for cb in self.learn.cbs): self._keys += ['mix_prob','mix_weight']
+        if mixing_callbacks(self.learn): self._keys += ['mix_prob','mix_weight']
         if self.run and self.columns: add_columns(self.recorder, self._keys)
 
     def before_epoch(self): self._trained = False

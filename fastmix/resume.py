@@ -152,13 +152,18 @@ def _load_or_start(self:Resume):
     self._at_start,self._told,self._cycle = attrs_at_start(learn, self.apart),set(),0
     saved = on_rank_zero(self._find)
     here = environment(learn)
-    d = sum(all_gather(diff_runs(self._run, saved['run'], here['torch']==saved['environment']['torch'])), []) if saved else []
+    d = sum(all_gather(self._differences(saved, here)), []) if saved else []
     if self.how=='weights' and not (saved and saved['cycle'] and not d): return self._start_cycle()
     if not saved or (d and not saved['done']): return self._start() # nothing is lost of a run that was stopped in its first epoch
     if d: raise OtherRun(self._refusal(saved, d))
     self._restore(saved)
     if changed := changes(here, saved['environment']): self._tell(f"goes on with {', '.join(changed)}, so not bit by bit as it would have")
     return saved['done'] if not saved['ended'] else learn.n_epoch
+
+@patch
+def _differences(self:Resume, saved, here):
+    try: return diff_runs(self._run, saved['run'], here['torch']==saved['environment']['torch'])
+    except (KeyError,TypeError,AttributeError) as e: raise self._not_ours(f'{type(e).__name__}: {first_line(e)}') from None
 
 @patch
 def _start(self:Resume):
@@ -192,7 +197,7 @@ def _lock_folder(self:Resume):
 
 @patch
 def _os_error(self:Resume, e, path):
-    return type(e)(e.errno, f"{e.strerror}: Resume('{self.run_name}') cannot write {path}. What is saved already is whole: "
+    return type(e)(e.errno, f"{e.strerror}: Resume('{self.run_name}') cannot write {e.filename or path}. What is saved already is whole: "
                    "make room, or make the folder writable, and make the same call again")
 
 # %% ../nbs/runs/06_resume.ipynb #2be08e2e
@@ -236,7 +241,7 @@ def _restore(self:Resume, saved):
     device = next(learn.model.parameters()).device
     try:
         set_global_state(learn, saved['shared'], device)
-        self._history.rows,self._ended,self._cycle = from_plain(saved['rows']),saved['ended'],saved['cycle']
+        self._history.rows,self._ended,self._cycle = [list(o) for o in from_plain(saved['rows'])],saved['ended'],saved['cycle']
         self._history.offsets = {str(k):int(v) for k,v in from_plain(saved['offsets']).items()}
         self._history.write()
         show_rows(learn, self._history.rows)
@@ -253,7 +258,8 @@ def _start_cycle(self:Resume):
     "A new cycle of epochs, from the weights that are saved"
     learn = self.learn
     name,done,self._cycle,weights = on_rank_zero(self._find_weights)
-    set_weights(get_model(learn.model), weights)
+    try: set_weights(get_model(learn.model), weights)
+    except ValueError as e: raise ValueError(f"resume='weights': {self._folder/name}: {e}") from None
     learn.opt.clear_state()
     for p in learn.model.parameters(): p.grad = None
     old = on_rank_zero(self._archive)
@@ -329,6 +335,8 @@ def _warn(self:Resume, lines):
     "Name once what a continued run does not have"
     new = [o for o in lines if o not in self._told]
     self._told.update(new)
-    if new and not rank():
+    if not new or rank(): return
+    with warnings.catch_warnings():
+        warnings.simplefilter('always') # this one is shown also in the many notebooks that have switched warnings off
         warnings.warn(shown(f"Resume('{self.run_name}'): a continued run will differ from an undisturbed one. " + '; '.join(new) +
                             ". Give a callback `state_dict` and `load_state_dict`, or leave it out of the run with ignore="))

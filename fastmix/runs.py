@@ -50,11 +50,11 @@ def differing_argument(
     "The first argument that makes `here` another run than `there`"
     return next((k for k in here if k not in _MAY_CHANGE and there.get(k)!=here[k]), None)
 
-# %% ../nbs/command/02_runs.ipynb #a0748027
+# %% ../nbs/command/02_runs.ipynb #c4a2e958
 def write_whole(
     path:Path, # File
     write:Callable[[Path], object], # Writes the file that it is given
-):
+)->None:
     "Put what `write` writes in the place of `path`"
     tmp = path.with_name(f'.{path.name}.tmp')
     tmp.unlink(missing_ok=True)
@@ -63,7 +63,7 @@ def write_whole(
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/command/02_runs.ipynb #194cc0d7
+# %% ../nbs/command/02_runs.ipynb #d0ecd34c
 def is_finished(
     out:Path, # Folder of a run
     compare:bool=False, # Is there to be a run without mixing in `plain` too?
@@ -87,9 +87,10 @@ def _objection(out, args):
     if k: return (f"holds a run with --{k.replace('_','-')} {str(there.get(k))[:60]}, not {args[k]}; "
                   "give another --out, or the same arguments to continue it")
     if (link := _link_in(out)): return f"{link} is a link, and a run writes into its own folder only; put there what it leads to"
-    if is_finished(out, args['compare']) and not args['resume']: return 'holds a finished run; give another --out, or --resume to see its result'
+    if is_finished(out, args['compare']) and not args['resume']:
+        return 'holds a finished run; give another --out, or --resume to see its result'
 
-# %% ../nbs/command/02_runs.ipynb #91801969
+# %% ../nbs/command/02_runs.ipynb #f43dc97d
 def tidy_path(
     out:str|Path, # As the user wrote it
 )->Path: # Raises `BadArgument` for characters that nobody can see
@@ -104,15 +105,15 @@ def _check_writable(out):
     if not there.is_dir(): raise BadArgument(f"--out {out}: {there} is a file; give another --out")
     if not os.access(there, os.W_OK|os.X_OK): raise BadArgument(f"--out {out}: {there} cannot be written to; give another --out")
 
-# %% ../nbs/command/02_runs.ipynb #e1c3cc9f
+# %% ../nbs/command/02_runs.ipynb #8589fd9e
 def _hold(out, args):
-    "Take the lock of `out`, made if need be; the folders that were made for it, `None` if it is not for this run after all"
+    "Take the lock of `out`, made if need be: the lock and the folders that were made; `None` if it is not for this run after all"
     made = [o for o in (out, *out.parents) if not os.path.exists(o)]
     try: (out/'checkpoints').mkdir(parents=True, exist_ok=True)
     except OSError as e: raise BadArgument(f"--out {out}: cannot be made ({e.strerror}); give another --out") from None
-    lock_folder(out/'checkpoints')
-    if _ours(out, args): return made
-    unlock_folder(out/'checkpoints')
+    lock = lock_folder(out/'checkpoints')
+    if _ours(out, args): return lock,made
+    unlock_folder(lock)
 
 def _ours(out, args):
     "Under the lock: is `out` this run's, or nobody's?"
@@ -121,21 +122,21 @@ def _ours(out, args):
     return differing_argument(there, args) is None and (args['resume'] or not is_finished(out, args['compare']))
 
 def _take(args, name):
-    "The folder for a run, held, with the folders that were made for it"
+    "The folder for a run, its lock, and the folders that were made for it"
     if args['out'] is not None:
         out = tidy_path(args['out'])
         if (no := _objection(out, args)): raise BadArgument(f"--out {out}: {no}")
         _check_writable(out)
-        try: made = _hold(out, args)
-        except FolderInUse: made = None
-        if made is None: raise BadArgument(f"--out {out}: another process trains into it; wait for it, or give another --out")
-        return out,made
+        try: held = _hold(out, args)
+        except FolderInUse: held = None
+        if held is None: raise BadArgument(f"--out {out}: another process trains into it; wait for it, or give another --out")
+        return out,*held
     _check_writable(Path('runs'))
     for out in (Path('runs')/(name if i==1 else f'{name}-{i}') for i in count(1)):
         if out.is_symlink() or (os.path.lexists(out) and (_objection(out, args) or read_args(out) is None)): continue
-        try: made = _hold(out, args)
+        try: held = _hold(out, args)
         except FolderInUse: continue
-        if made is not None: return out,made
+        if held is not None: return out,*held
 
 # %% ../nbs/command/02_runs.ipynb #b8f3b5eb
 def _clear(out, made):
@@ -148,15 +149,14 @@ def _clear(out, made):
 def run_folder(
     args:dict, # Of `train_cli`, with `pictures_checksum` as `data`
     name:str, # Of the data
-)->Iterator[tuple[Path,bool]]: # The folder, and whether it holds this run, finished; raises `BadArgument` if the folder cannot be used
+)->Iterator[tuple[Path,bool]]: # The folder, and whether this run is finished in it; raises `BadArgument` if it cannot be used
     "The folder of a run, held for this process; a run without one epoch leaves nothing behind"
-    out,made = _take(args, name)
-    new = read_args(out) is None
+    out,lock,made = _take(args, name)
+    new,ended = read_args(out) is None,False
     try:
         if new: write_whole(out/'args.json', lambda o: o.write_text(json.dumps(args, indent=1)))
         yield out,is_finished(out, args['compare'])
-    except BaseException:
-        unlock_folder(out/'checkpoints')
-        if new and not any(out.glob('checkpoints/run/epoch_*[1-9]*.pth')): _clear(out, made)
-        raise
-    finally: unlock_folder(out/'checkpoints')
+        ended = True
+    finally:
+        unlock_folder(lock)
+        if new and not ended and not any(out.glob('checkpoints/run/epoch_*[1-9]*.pth')): _clear(out, made)

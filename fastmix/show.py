@@ -87,7 +87,8 @@ def _mix_callbacks(learn):
 def _undisturbed(learn):
     "After this context the learner and its mixing callbacks are as they were before"
     keys = ('xb','yb','training','pct_train','loss_func')
-    old,states = {k:learn.__dict__[k] for k in keys if k in learn.__dict__},[(cb, dict(cb.__dict__)) for cb in _mix_callbacks(learn)]
+    old = {k:learn.__dict__[k] for k in keys if k in learn.__dict__}
+    states = [(cb, dict(cb.__dict__)) for cb in _mix_callbacks(learn)]
     try: yield
     finally:
         for cb,s in states: cb.__dict__.clear(); cb.__dict__.update(s)
@@ -162,7 +163,7 @@ def _draw_row(x, titles, axs, lim, name='', plan=None, masks=None, **kwargs):
     for i,ax in enumerate(axs):
         _draw_sample(ax, x[i], lim, None if masks is None else masks[i], **kwargs)
         words = titles[i].replace(' + ', '\n+ ')
-        ax.set_title(words, parse_math=False, fontsize=np.clip(160/max(map(len, words.split('\n'))), 6, 10) if words else 10)
+        ax.set_title(words, parse_math=False, fontsize=np.clip(140/max(map(len, words.split('\n'))), 6, 10) if words else 10)
         if plan is not None and plan.box is not None: _outline_box(ax, plan.box[i])
     axs[0].text(-.1, .5, name, transform=axs[0].transAxes, rotation=90, va='center', ha='right', multialignment='center')
 
@@ -216,12 +217,16 @@ def _input_columns(dl, xb, yb, trunc_at):
     return pd.DataFrame(xb[0].detach().reshape(len(xb[0]), -1)[:,:20].float().cpu().numpy())
 
 # %% ../nbs/pictures/01_show.ipynb #2cd7ede5
-def _write_sum(a, b, lam): return _write_cell(a) if a==b else f'{lam:.2f} {_write_cell(a)} + {1-lam:.2f} {_write_cell(b)}'
+def _write_sum(a, b, lam):
+    return _write_cell(a) if a==b else f'{lam:.2f} {_write_cell(a)} + {1-lam:.2f} {_write_cell(b)}'
 
 def _mixed_cells(own, partner, new, lam, m, cats):
     "Cells of the line that shows the mixed sample: sums of categories, blended numbers, nothing for words"
     if m.at is not None and 'input' not in m.at.split(' + '): return ['']*len(own)
-    return [_write_sum(a, b, lam) if k in cats else '' if isinstance(c, str) else _write_cell(c) for k,a,b,c in zip(own.index, own, partner, new)]
+    def cell(k, a, b, c):
+        if k in cats: return _write_sum(a, b, lam)
+        return '' if isinstance(c, str) else _write_cell(c)
+    return [cell(*o) for o in zip(own.index, own, partner, new)]
 
 def _table_lines(before, after, m, labels, mixed_labels, n, cats):
     "The lines for each of the first `n` samples"
@@ -260,8 +265,8 @@ def _show_batch(xb, yb, mixed, vocabs, max_n, boxes, figsize, ctxs, dl=None, tru
     for d in (4,3):
         i = next((i for i,o in enumerate(xb) if o.ndim==d and o.is_floating_point()), None)
         if i is not None: return _show_pictures(xb, yb, mixed, i, vocabs, max_n, boxes, figsize, ctxs, dl, **kwargs)
-    if xb[0].ndim>4: raise ValueError(f"show_mix draws pictures (n,c,H,W) and sequences (n,c,L); the input has shape {tuple(xb[0].shape)}: "
-                                      "call show_mix(x, y, mix) with a slice of it")
+    if xb[0].ndim>4: raise ValueError("show_mix draws pictures (n,c,H,W) and sequences (n,c,L); the input has shape "
+                                      f"{tuple(xb[0].shape)}: call show_mix(x, y, mix) with a slice of it")
     return _show_table(dl, xb, yb, mixed, vocabs, max_n, trunc_at)
 
 @patch

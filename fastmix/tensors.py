@@ -8,6 +8,8 @@ Docs: https://fastmix.github.io/fastmix/mix/tensors.html.md"""
 __all__ = ['plain_tensor', 'retype', 'tensor_on', 'per_sample', 'exact_lerp', 'map_tensors', 'nested_tensors']
 
 # %% ../nbs/mix/01_tensors.ipynb #3665a9f9
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -62,18 +64,21 @@ def exact_lerp(
 
 # %% ../nbs/mix/01_tensors.ipynb #9e218518
 def map_tensors(
-    f, # Function of a tensor
-    o, # A tensor, or tuples, lists and dicts of tensors
-): # As `o`; what is no tensor stays as it is
+    f:Callable, # Function of a tensor
+    o:object, # A tensor, or tuples, lists and dicts of tensors
+)->object: # As `o`; what is no tensor stays as it is, and what holds none is the same object
     "`f` of every tensor in tuples, lists and dicts"
     if isinstance(o, Tensor): return f(o)
-    if isinstance(o, dict): return {k:map_tensors(f, v) for k,v in o.items()}
-    if isinstance(o, tuple) and hasattr(o, '_fields'): return type(o)(*(map_tensors(f, v) for v in o))
-    return type(o)([map_tensors(f, v) for v in o]) if isinstance(o, (tuple,list)) else o
+    if not isinstance(o, (dict,tuple,list)): return o
+    old = list(o.values() if isinstance(o, dict) else o)
+    new = [map_tensors(f, v) for v in old]
+    if all(a is b for a,b in zip(new, old)): return o
+    if isinstance(o, dict): return dict(zip(o, new))
+    return type(o)(*new) if hasattr(o, '_fields') else type(o)(new)
 
 def nested_tensors(
-    o, # A tensor, or tuples, lists and dicts of tensors
-)->list: # The tensors, in order
+    o:object, # A tensor, or tuples, lists and dicts of tensors
+)->list[Tensor]: # The tensors, in order
     "All the tensors in tuples, lists and dicts"
     res = []
     map_tensors(res.append, o)

@@ -18,62 +18,71 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from .blend import check_input
-from .probe import evaluating
+from .probe import evaluating, in_own_dtype
+from .tensors import map_tensors, nested_tensors
 
 # %% ../nbs/callbacks/05_tracing.ipynb #665dcf61
-_Seen = namedtuple('_Seen', 'kind shape node') # what a layer was given or gave; `kind`: 'float', another dtype, or the name of a type
-_Call = namedtuple('_Call', 'name module into out') # one run of a layer
-_Trace = namedtuple('_Trace', 'calls sources outs') # `sources`: (position of an input, or an embedding; its node); `outs`: the prediction's
+LayerIO = namedtuple('LayerIO', 'kind shape node')  # what a layer was given or gave; `kind`: 'float', another dtype, or the name of a type
+LayerCall = namedtuple('LayerCall', 'name module into out')  # one run of a layer
+# `sources`: (position of an input among the tensors of the batch, or an embedding; its node); `outs`: the prediction's nodes;
+# `tokens`: positions of the inputs that embeddings with a padding token are given as they are
+ModelTrace = namedtuple('ModelTrace', 'calls sources outs tokens')
 
-def _is_a(m, *names): return any(c.__name__ in names for c in type(m).__mro__)
-def _is_embedding(m): return isinstance(m, (nn.Embedding, nn.EmbeddingBag)) or _is_a(m, 'EmbeddingDropout')
+def is_a(m, *names): return any(c.__name__ in names for c in type(m).__mro__)
+def is_embedding(m): return isinstance(m, (nn.Embedding, nn.EmbeddingBag)) or is_a(m, 'EmbeddingDropout')
 
-def _node(t): return get_gradient_edge(t).node if t.requires_grad else None
-def _fresh(t): return t.detach().requires_grad_().clone()    # unlike a leaf, a clone may be written into
+def padding_of(m):
+    "The padding token of an embedding, else `None`"
+    return getattr(getattr(m, 'emb', m), 'padding_idx', None) if is_embedding(m) else None
 
-def _seen(o):
-    if not isinstance(o, Tensor): return _Seen(type(o).__name__, (), None)
-    return _Seen('float' if o.is_floating_point() else str(o.dtype), tuple(o.shape), _node(o))
+def _graph_node(t): return get_gradient_edge(t).node if t.requires_grad else None
+def _fresh_source(t): return t.detach().requires_grad_().clone()    # unlike a leaf, a clone may be written into
 
-def _tensors(o):
-    if isinstance(o, Tensor): return [o]
-    return [t for v in (o.values() if isinstance(o, dict) else o if isinstance(o, (tuple,list)) else ()) for t in _tensors(v)]
+def _layer_io(o):
+    if not isinstance(o, Tensor): return LayerIO(type(o).__name__, (), None)
+    return LayerIO('float' if o.is_floating_point() else str(o.dtype), tuple(o.shape), _graph_node(o))
 
 # %% ../nbs/callbacks/05_tracing.ipynb #21179d6a
-def _run(model, xb):
+def trace_model(model, xb):
     "What happens in `model` to the first and the last sample of `xb`"
-    names = {m:k for k,m in model.named_modules()}
-    calls,sources,into,handles = [],[],[],[]
-    def enter(m, args): into.append(_seen(args[0] if args else None))
-    def leave(m, args, out):
-        if new := (_is_embedding(m) and isinstance(out, Tensor)):
-            if not out.requires_grad: out = _fresh(out)
-            if len(out)==2: sources.append((m, _node(out)))
-        calls.append(_Call(names[m], m, into.pop(), _seen(out)))
-        if new: return out
-    with evaluating(model), torch.enable_grad():
-        xb = [torch.cat([o[:1],o[-1:]]) for o in xb]
-        xb = [_fresh(o) if o.is_floating_point() else o for o in xb]
-        sources += [(i, _node(o)) for i,o in enumerate(xb) if o.requires_grad and o.numel()]
-        try:
-            for m in names:
-                if isinstance(m, torch.jit.ScriptModule): continue
-                handles += [m.register_forward_pre_hook(enter), m.register_forward_hook(leave)]
-            out = model(*xb)
-        finally:
-            for h in handles: h.remove()
+    xb = map_tensors(lambda o: o[[0,-1]], tuple(xb))
+    with evaluating(model), torch.enable_grad(): trace = in_own_dtype(lambda xb: _trace_once(model, xb), model, xb)
     if hasattr(model, 'reset'): model.reset()
-    return _Trace(calls, sources, [o for o in map(_node, _tensors(out[0] if _text_head(model) else out)) if o])
+    return trace
+
+def _trace_once(model, xb):
+    names = {m:k for k,m in model.named_modules()}
+    xb = map_tensors(lambda o: _fresh_source(o) if o.is_floating_point() else o, xb)
+    inputs = nested_tensors(xb)
+    calls,into,handles,tokens = [],[],[],[]
+    sources = [(i, _graph_node(o)) for i,o in enumerate(inputs) if o.requires_grad and o.numel()]
+    def enter(m, args): into.append(_layer_io(args[0] if args else None))
+    def leave(m, args, out):
+        if new := (is_embedding(m) and isinstance(out, Tensor)):
+            if not out.requires_grad: out = _fresh_source(out)
+            if len(out)==2: sources.append((m, _graph_node(out)))
+            if padding_of(m) is not None: tokens.extend(i for i,o in enumerate(inputs) if args and args[0] is o)
+        calls.append(LayerCall(names[m], m, into.pop(), _layer_io(out)))
+        if new: return out
+    try:
+        for m in names:
+            if isinstance(m, torch.jit.ScriptModule): continue
+            handles += [m.register_forward_pre_hook(enter), m.register_forward_hook(leave)]
+        out = model(*xb)
+    finally:
+        for h in handles: h.remove()
+    outs = nested_tensors(out[0] if _text_head(model) else out)
+    return ModelTrace(calls, sources, [o for o in map(_graph_node, outs) if o], tokens)
 
 # %% ../nbs/callbacks/05_tracing.ipynb #87763eef
 def _text_head(model):
     "The place before the head of one of fastai's text models, `None` for any other model"
     for k,m in model.named_modules():
-        if _is_a(m, 'PoolingLinearClassifier'): return f'{k}.layers:input'
-        if _is_a(m, 'LinearDecoder'): return f'{k}:input'
+        if is_a(m, 'PoolingLinearClassifier'): return f'{k}.layers:input'
+        if is_a(m, 'LinearDecoder'): return f'{k}:input'
 
 # %% ../nbs/callbacks/05_tracing.ipynb #fd9eeea1
-def _reaches(starts, goals, avoid=()):
+def reaches(starts, goals, avoid=()):
     "Does a way lead from the nodes `starts` back to one of `goals` without passing `avoid`?"
     todo,seen = list(starts),set(avoid)
     while todo:
@@ -85,83 +94,88 @@ def _reaches(starts, goals, avoid=()):
     return False
 
 # %% ../nbs/callbacks/05_tracing.ipynb #8b978f04
-def _refuse(layers, why): raise ValueError(f"layers={layers!r}: {why}")
+def refuse_layers(layers, why): raise ValueError(f"layers={layers!r}: {why}")
 
-_Spot = namedtuple('_Spot', 'name module side') # what goes into a layer (side 'input'), or comes out of it
+HookPoint = namedtuple('HookPoint', 'name module side')  # what goes into a layer (side 'input'), or comes out of it
 
 @dataclass
-class _Place:
+class MixPoint:
+    "All that one plan is applied to at once"
     name:str # For messages, and for `ManifoldMixUp.layer`
-    inputs:tuple=() # Positions of the inputs to blend
-    spots:tuple=() # What else to blend
+    inputs:tuple=() # Positions of the inputs to blend, among the tensors of the batch
+    hooks:tuple=() # `HookPoint`s: what else to blend
+    tokens:int|None=None # Position of an input of tokens whose padding has to be filled up
+    pad:int|None=None # Its padding token
+    masks:tuple=() # Positions of the inputs that say where its tokens are
 
-def _input_place(trace, xb):
+def input_point(trace, xb):
     "All inputs, whole numbers at their embeddings; `None` if there is nothing to mix"
-    floats = tuple(i for i,o in enumerate(xb) if o.is_floating_point())
-    whole = [o for o in xb if not o.is_floating_point() and o.numel()]
+    xs = nested_tensors(tuple(xb))
+    floats = tuple(i for i,o in enumerate(xs) if o.is_floating_point())
+    whole = [o for o in xs if not o.is_floating_point() and o.numel()]
     names = {c.module:c.name for c in trace.calls}
-    spots = tuple(_Spot(names[m], m, 'output') for m in dict(trace.sources) if isinstance(m, nn.Module)) if whole else ()
+    hooks = tuple(HookPoint(names[m], m, 'output') for m in dict(trace.sources) if isinstance(m, nn.Module)) if whole else ()
     for o in whole:
-        if o.dtype==torch.uint8 and not spots: check_input(o)
-    return _Place('input', floats, spots) if spots or any(xb[i].numel() for i in floats) else None
+        if o.dtype==torch.uint8 and not hooks: check_input(o)
+    return MixPoint('input', floats, hooks) if hooks or any(xs[i].numel() for i in floats) else None
 
 # %% ../nbs/callbacks/05_tracing.ipynb #a2be9f35
-def _size(c): return c.out.shape[2:] or c.out.shape[1:]
+def _size_of_call(c): return c.out.shape[2:] or c.out.shape[1:]
 
 def _ends(calls):
     "The last call at each size"
-    return [a for a,b in zip(calls, calls[1:]+[None]) if b is None or _size(a)!=_size(b)]
+    return [a for a,b in zip(calls, calls[1:]+[None]) if b is None or _size_of_call(a)!=_size_of_call(b)]
 
-def _blocks(calls):
+def _equal_blocks(calls):
     "The layers of the most frequent kind, if they are made of others and all give one shape"
     kind,k = Counter(type(c.module) for c in calls).most_common(1)[0]
     res = [c for c in calls if type(c.module) is kind and [*c.module.children()]]
     return res if len(res)>1 and len({c.out.shape for c in res})==1 else []
 
-def _groups(trace, flat):
+def _calls_by_parent(trace, flat):
     "Calls of each module's children: of layers that run once and give floats, with a size unless vectors (n,d) will do, `flat`"
     times,res = Counter(c.module for c in trace.calls),{}
     for c in trace.calls:
         s = c.out.shape
         fits = len(s)>2 and prod(s[2:])>1 or flat and len(s)==2
-        if c.name and times[c.module]==1 and c.out.kind=='float' and fits and s[0]==2 and not _is_embedding(c.module):
+        if c.name and times[c.module]==1 and c.out.kind=='float' and fits and s[0]==2 and not is_embedding(c.module):
             res.setdefault(c.name.rpartition('.')[0], []).append(c)
     return list(res.values())
 
 # %% ../nbs/callbacks/05_tracing.ipynb #775e867e
 def _stages(trace, flat):
     "Names of the early layers"
-    groups,sources = _groups(trace, flat),{o for _,o in trace.sources}
-    sizes = sorted(((len({*map(_size, g)}),_ends(g)) for g in groups), key=lambda o: -o[0])
+    groups,sources = _calls_by_parent(trace, flat),{o for _,o in trace.sources}
+    sizes = sorted(((len({*map(_size_of_call, g)}),_ends(g)) for g in groups), key=lambda o: -o[0])
     found =  [e[:(len(e)+1)//2] for k,e in sizes if k>2]
-    found += [[b[max(1,len(b)//4)-1],b[len(b)//2-1]] for b in sorted(map(_blocks, groups), key=len, reverse=True) if b]
+    found += [[b[max(1,len(b)//4)-1],b[len(b)//2-1]] for b in sorted(map(_equal_blocks, groups), key=len, reverse=True) if b]
     found += [e[:1] for k,e in sizes if k==2]
     for calls in found:
-        if keep := [*dict.fromkeys(c.name for c in calls if not _reaches(trace.outs, sources, {c.out.node}))]: return keep
+        if keep := [*dict.fromkeys(c.name for c in calls if not reaches(trace.outs, sources, {c.out.node}))]: return keep
     return []
 
 # %% ../nbs/callbacks/05_tracing.ipynb #cf5b8b77
-def _check_model(model, layers):
+def check_hookable(model, layers):
     "Refuse models whose layers cannot be hooked"
-    if isinstance(model, nn.DataParallel): _refuse(layers, "nn.DataParallel splits each batch among copies of the model, "
+    if isinstance(model, nn.DataParallel): refuse_layers(layers, "nn.DataParallel splits each batch among copies of the model, "
         "so partners do not meet behind the input; use DistributedDataParallel, or layers='input'")
-    if any(getattr(m, '_compiled_call_impl', None) is not None or _is_a(m, 'OptimizedModule') for m in model.modules()):
-        _refuse(layers, "the model is compiled, and compiled code does not run the hooks that mix hidden layers; "
+    if any(getattr(m, '_compiled_call_impl', None) is not None or is_a(m, 'OptimizedModule') for m in model.modules()):
+        refuse_layers(layers, "the model is compiled, and compiled code does not run the hooks that mix hidden layers; "
                         "compile it after training, or use layers='input'")
 
-def _look(model, xb):
-    try: return _run(model, xb)
+def trace_or_say(model, xb):
+    try: return trace_model(model, xb)
     except Exception as e:
-        for o in xb:
+        for o in nested_tensors(tuple(xb)):
             if o.dtype==torch.uint8: check_input(o)
         raise RuntimeError("the model does not run on two samples in evaluation mode, "
             f"which is how ManifoldMixUp gets to know its layers ({type(e).__name__}: {e})") from e
 
-def _choose(model, trace, xb):
-    "Names of the places to mix at"
+def default_layers(model, trace, xb):
+    "Names of the points to mix at"
     if head := _text_head(model): return [head]
-    res = (['input'] if _input_place(trace, xb) else []) + _stages(trace, flat=all(o.ndim<3 for o in xb))
-    return res or _refuse(None, f"found no layer of {type(model).__name__} to mix at; name one, as in layers='encoder'")
+    res = (['input'] if input_point(trace, xb) else []) + _stages(trace, flat=all(o.ndim<3 for o in nested_tensors(tuple(xb))))
+    return res or refuse_layers(None, f"found no layer of {type(model).__name__} to mix at; name one, as in layers='encoder'")
 
 # %% ../nbs/callbacks/05_tracing.ipynb #ad3344e7
 def find_layers(
@@ -169,6 +183,6 @@ def find_layers(
     *xb # Its inputs, a batch
 )->list: # Names as in `model.named_modules()`; `'input'`: the model's inputs; `'name:input'`: what goes into a layer
     "Where `ManifoldMixUp` mixes `model` unless it is told otherwise; raises a `ValueError` if no layer will do"
-    _check_model(model, None)
+    check_hookable(model, None)
     model = get_model(model)
-    return _choose(model, _look(model, xb), xb)
+    return default_layers(model, trace_or_say(model, xb), xb)

@@ -7,7 +7,7 @@ Docs: https://fastmix.github.io/fastmix/command/train.html.md"""
 # %% auto #0
 __all__ = ['mix_cbs', 'train_cli']
 
-# %% ../nbs/command/03_train.ipynb #206b8a39
+# %% ../nbs/command/03_train.ipynb #c9c28730
 import signal
 import sys
 import warnings
@@ -64,7 +64,7 @@ from .resume import FolderInUse, OtherRun
 from .runs import is_finished, pictures_checksum, run_folder, write_whole
 from .schedule import hesitation, off_after, warm_up
 
-# %% ../nbs/command/03_train.ipynb #55ef21de
+# %% ../nbs/command/03_train.ipynb #9512b9c3
 from .data import check_folder
 from .models import small_resnet
 from .show import show_mix
@@ -86,10 +86,11 @@ def mix_cbs(
     if mixup and cutmix: return [CutMixUp(mixup, cutmix, switch_prob, cutmix_minmax, **kw)]
     return [MixUp(mixup, **kw)] if mixup else [CutMix(cutmix, cutmix_minmax, **kw)] if cutmix else []
 
-def _mixing(a): return mix_cbs(a.mixup, a.cutmix, a.cutmix_minmax, a.mixup_prob, a.mixup_switch_prob, a.mixup_mode)
+def _chosen_mix(a): return mix_cbs(a.mixup, a.cutmix, a.cutmix_minmax, a.mixup_prob, a.mixup_switch_prob, a.mixup_mode)
 
 # %% ../nbs/command/03_train.ipynb #7493c66a
-_OPTIMIZERS = dict(adam=Adam, adamw=Adam, sgd=SGD, rmsprop=RMSProp, radam=RAdam, lamb=Lamb, larc=Larc, qhadam=QHAdam, ranger=ranger)
+_OPTIMIZERS = dict(adam=Adam, adamw=Adam, sgd=SGD, rmsprop=RMSProp, radam=RAdam, lamb=Lamb, larc=Larc, qhadam=QHAdam,
+                   ranger=ranger)
 _SCHEDULES = dict(constant=None, off=off_after(.85), warmup=warm_up(.1)*off_after(.85), hesitation=hesitation())
 
 def _whole_between(name, v, lo, hi):
@@ -100,10 +101,12 @@ _CHECKS = dict(
     mixup=partial(number, hi=1e3), cutmix=partial(number, hi=1e3), cutmix_minmax=min_max,
     mixup_prob=partial(number, hi=1), mixup_switch_prob=partial(number, hi=1), mixup_mode=partial(one_of, allowed=MODES),
     mixup_off_epoch=partial(_whole_between, lo=0, hi=10**5), smoothing=partial(number, hi=1, below=True),
-    epochs=partial(_whole_between, lo=1, hi=10**5), lr=partial(number, lo=1e-10, hi=1e3), bs=partial(_whole_between, lo=1, hi=10**6),
-    size=partial(_whole_between, lo=1, hi=4096), opt=partial(one_of, allowed=list(_OPTIMIZERS)), wd=partial(number, hi=100),
-    ema=partial(number, hi=1, below=True), clip=partial(number, lo=1e-10, hi=1e10), amp=partial(one_of, allowed=('fp16','bf16')),
-    schedule=partial(one_of, allowed=list(_SCHEDULES)), workers=partial(_whole_between, lo=0, hi=256), seed=partial(_whole_between, lo=0, hi=2**64-1))
+    epochs=partial(_whole_between, lo=1, hi=10**5), lr=partial(number, lo=1e-10, hi=1e3),
+    bs=partial(_whole_between, lo=1, hi=10**6), size=partial(_whole_between, lo=1, hi=4096),
+    opt=partial(one_of, allowed=list(_OPTIMIZERS)), wd=partial(number, hi=100), ema=partial(number, hi=1, below=True),
+    clip=partial(number, lo=1e-10, hi=1e10), amp=partial(one_of, allowed=('fp16','bf16')),
+    schedule=partial(one_of, allowed=list(_SCHEDULES)), workers=partial(_whole_between, lo=0, hi=256),
+    seed=partial(_whole_between, lo=0, hi=2**64-1))
 
 def _check_args(
     a:AttrDict, # Arguments of `train_cli`
@@ -112,7 +115,7 @@ def _check_args(
     for k,check in _CHECKS.items():
         try: a[k] is None or check('--'+k.replace('_','-'), a[k])
         except ValueError as e: raise BadArgument(str(e).replace('=', ' ', 1)) from None
-    if a.compare and not _mixing(a): raise BadArgument("--compare: nothing is mixed, so there is nothing to compare with; leave it out")
+    if a.compare and not _chosen_mix(a): raise BadArgument("--compare: nothing is mixed, so there is nothing to compare with; leave it out")
 
 # %% ../nbs/command/03_train.ipynb #90a78681
 class _Stopped(KeyboardInterrupt):
@@ -132,6 +135,11 @@ def _on_signals(handler):
 
 def _stop_now(signum, frame): raise _Stopped(signum)
 
+# %% ../nbs/command/03_train.ipynb #b42a4a4b
+def _ignore_signals():
+    "In a process that loads data: the first process decides"
+    for o in (signal.SIGINT, signal.SIGTERM): signal.signal(o, signal.SIG_IGN)
+
 @contextmanager
 def _stoppable(learn):
     "SIGINT and SIGTERM pause `learn`'s run at the end of the epoch; yields the list of signals received"
@@ -142,7 +150,11 @@ def _stoppable(learn):
         print(f"\n{signal.Signals(signum).name}: stopping at the end of this epoch; once more to stop at once", flush=True)
         resume = getattr(learn, 'resume', None)
         if resume is not None: resume.pause()
-    with _on_signals(stop): yield got
+    for dl in learn.dls.loaders: dl.wif = _ignore_signals
+    try:
+        with _on_signals(stop): yield got
+    finally:
+        for dl in learn.dls.loaders: del dl.wif
 
 # %% ../nbs/command/03_train.ipynb #72ee5ddd
 def _make_learner(
@@ -156,8 +168,8 @@ def _make_learner(
     set_seed(a.seed, reproducible=True)
     model = make_model(a.arch, dls.c, size)
     _try_model(model, a.arch, dls.c, size, a.bs)
-    learn = Learner(dls, model, CrossEntropyLossFlat(label_smoothing=a.smoothing), opt_func=_OPTIMIZERS[a.opt], metrics=accuracy, path=out,
-                    model_dir='checkpoints', cbs=_mixing(a) if mix else None)
+    learn = Learner(dls, model, CrossEntropyLossFlat(label_smoothing=a.smoothing), opt_func=_OPTIMIZERS[a.opt], metrics=accuracy,
+                    path=out, model_dir='checkpoints', cbs=_chosen_mix(a) if mix else None)
     if a.amp:
         if dls.device.type=='cpu': print(f"--amp {a.amp}: no CUDA device, so training goes on in fp32")
         else: learn.add_cb(MixedPrecision(a.amp))
@@ -175,7 +187,7 @@ def _try_model(model, arch, n_out, size, bs):
         if getattr(o, 'shape', None)!=(len(x),n_out): raise BadArgument(
             f"--arch {arch}: its output is no tensor with a column for each of the {n_out} classes, but a {type(o).__name__}; take another")
 
-# %% ../nbs/command/03_train.ipynb #c83c7c6a
+# %% ../nbs/command/03_train.ipynb #74f3c0c1
 def _print_epoch(learn, row):
     "One line for an epoch that is done"
     row = dict(zip(learn.recorder.metric_names, row))
@@ -194,7 +206,7 @@ def _line_an_epoch(learn):
         with learn.no_bar(): yield
     finally: learn.logger = logger
 
-# %% ../nbs/command/03_train.ipynb #6c4ec367
+# %% ../nbs/command/03_train.ipynb #060f3a64
 def _mix_schedule(a, learn):
     "How mixing goes through the run; `None` if nothing is mixed, so that `fit_long` adds no mixing of its own"
     if not any(hasattr(learn, o) for o in ('mix_up','cut_mix','cut_mix_up')): return None
@@ -207,20 +219,28 @@ def _on_devices(learn):
     import fastmix.distributed
     return learn.many_devices()
 
+def _why_not(e):
+    "Why a run cannot go on, and what to do, in words of the command"
+    if isinstance(e, FolderInUse): return 'another process trains into it; wait for it'
+    if isinstance(e, OtherRun): return f'holds another run ({str(e).splitlines()[1].strip()}); remove it to start afresh'
+    return f"{str(e).partition(': ')[0]}; remove it to start afresh"
+
 def _fit(
     learn:Learner, # From `_make_learner`
     a:AttrDict, # Arguments of `train_cli`
     out:Path, # Folder of the run
 ):
-    "Train, saving each epoch; raises `_Stopped` if a signal ended the run before its last epoch, `BadArgument` if it cannot go on"
+    "Train, saving each epoch; raises `_Stopped` if a signal ended the run early, `BadArgument` if it cannot go on"
     csv = [CSVLogger('history.csv', append=True)] if not rank_distrib() else []
+    got = []
     try:
         with _stoppable(learn) as got, _on_devices(learn), _line_an_epoch(learn):
             learn.fit_long(a.epochs, a.lr, wd=ifnone(a.wd, 'auto'), save='run', schedule=_mix_schedule(a, learn),
                            ema=a.ema, clip=a.clip, advice=False, cbs=csv)
-    except FolderInUse: raise BadArgument(f"--out {out}: another process trains into it; wait for it, or give another --out") from None
-    except OtherRun as e: raise BadArgument(f"--out {out}: holds another run ({str(e).splitlines()[1].strip()}); give another") from None
-    except ValueError as e: raise BadArgument(f"--out {out}: {e}") from None
+    except (FolderInUse,ValueError) as e: raise BadArgument(f"--out {out}: {_why_not(e)}, or give another --out") from None
+    except RuntimeError:
+        if not got: raise
+        raise _Stopped(got[0]) from None    # a worker that could not ignore the signal, as where workers are not forked
     if got and learn.epoch+1<a.epochs: raise _Stopped(got[0])
 
 # %% ../nbs/command/03_train.ipynb #d5e0bf9a
@@ -262,7 +282,7 @@ def _train_one(
     if is_finished(out): return _finished_accuracy(a, dls, out)
     out.mkdir(exist_ok=True)
     learn = _make_learner(a, dls, out, mix)
-    if mix and _mixing(a) and not rank_distrib() and not (out/'mixed.png').exists():
+    if mix and _chosen_mix(a) and not rank_distrib() and not (out/'mixed.png').exists():
         _save_plot(out, 'mixed.png', lambda: learn.show_mix(boxes=True))
     _fit(learn, a, out)
     with learn.no_bar(): acc = learn.validate()[1]
@@ -303,8 +323,8 @@ def _agree(f):
     if isinstance(res, Exception): raise res
     return res
 
-# %% ../nbs/command/03_train.ipynb #f3d66e7a
-def _run(a):
+# %% ../nbs/command/03_train.ipynb #06eb34b5
+def _run_command(a):
     "Check, train, report"
     _check_args(a)
     path = None if a.path is None else Path(a.path).expanduser()
@@ -317,10 +337,12 @@ def _run(a):
 
 def _report(a, name, out, done):
     "Train one run, or two to compare, and say how they end"
-    print = noop if rank_distrib() else builtins.print
+    print = noop if rank_distrib() else partial(builtins.print, flush=True)
+    dls = _load(a)
+    print(f"{name}: {len(dls.train_ds)} pictures to train with, {len(dls.valid_ds)} to validate with, {dls.c} classes")
     if done: print(f"{out} holds this run, finished")
-    acc = _train_one(a, _load(a), out)
-    print(f"{name}, {a.epochs} epochs: accuracy {acc:.4f}{' with mixing' if _mixing(a) else ''}")
+    acc = _train_one(a, dls, out)
+    print(f"{name}, {a.epochs} epochs: accuracy {acc:.4f}{' with mixing' if _chosen_mix(a) else ''}")
     if a.compare:
         print('the same without mixing:')
         plain = _train_one(a, _load(a), out/'plain', mix=False)
@@ -329,14 +351,14 @@ def _report(a, name, out, done):
     print(f"written to {out}: {', '.join(sorted(o.name for o in out.iterdir() if o.is_file()))}")
     return acc
 
-# %% ../nbs/command/03_train.ipynb #1cdc6d9e
+# %% ../nbs/command/03_train.ipynb #922aa775
 def _fail(e, code):
     "One line, whatever characters are in it"
     line = re.sub('[\\x00-\\x1f\\x7f]+', ' ', f'fastmix-train: {e}')
     if not rank_distrib(): print(line, file=sys.stderr)
     raise SystemExit(code) from None
 
-def _is_memory(e): return isinstance(e, (MemoryError,torch.cuda.OutOfMemoryError)) or 'allocate memory' in str(e)
+def _out_of_memory(e): return isinstance(e, (MemoryError,torch.cuda.OutOfMemoryError)) or 'allocate memory' in str(e)
 
 @contextmanager
 def _as_command():
@@ -351,7 +373,7 @@ def _as_command():
     except KeyboardInterrupt: raise SystemExit(128+signal.SIGINT) from None
     except OSError as e: _fail(e, 1)
     except (MemoryError,RuntimeError) as e:
-        if not _is_memory(e): raise
+        if not _out_of_memory(e): raise
         _fail('not enough memory: try a smaller --bs or --size', 1)
 
 # %% ../nbs/command/03_train.ipynb #151113d2
@@ -388,6 +410,6 @@ def train_cli(
     "Train an image classifier from scratch with MixUp and CutMix, one cycle, 80 epochs"
     a = AttrDict({k:str(v) if isinstance(v, Path) else v for k,v in locals().items() if k!='list_archs'})
     if list_archs: return print(*arch_names(), sep='\n')
-    if not is_cli(): return _run(a)
+    if not is_cli(): return _run_command(a)
     if path is None: torch.set_num_threads(1)       # digits of 8 pixels are too small to share: two threads take twice as long
-    with _as_command(): _run(a)
+    with _as_command(): _run_command(a)

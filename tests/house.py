@@ -4,7 +4,9 @@ from pathlib import Path
 
 root = Path(__file__).resolve().parent.parent
 nbs,package = root/'nbs',root/'fastmix'
-by_hand = {'__init__', 'all', 'callback', 'hidden', '_docs', '_modidx'}  # modules that come from no notebook
+groups = ('mix', 'loss', 'loop', 'callbacks', 'runs', 'pictures', 'command')  # folders of rooms, in reading order
+plain_groups = ('mix', 'loss', 'loop')  # these know PyTorch and fastcore, not fastai
+by_hand = {'__init__', 'all', 'callback', 'hidden', 'checkpoint.__init__', '_docs', '_modidx'}  # modules that come from no notebook
 
 def notebooks(): return sorted(p for p in nbs.rglob('*.ipynb') if not any(o[0] in '._' for o in p.relative_to(nbs).parts))
 def name(nb): return nb.relative_to(nbs).with_suffix('').as_posix()
@@ -35,7 +37,13 @@ def patched(nb):
             if isinstance(o, ast.FunctionDef) and o.name[0]!='_' and any(ast.unparse(d).startswith('patch') for d in o.decorator_list):
                 yield f'{ast.unparse(o.args.args[0].annotation)}.{o.name}'
 
-def modules(): return {m: nb for nb in notebooks() if (m := module_of(nb))}
+def modules():
+    "Module → notebook, in reading order: the order of the groups, and the numbers in each"
+    nbs_in_order = [nb for g in groups for nb in notebooks() if nb.parent==nbs/g]
+    return {m: nb for nb in nbs_in_order+notebooks() if (m := module_of(nb))}
+
+def module_file(m): return package/(m.replace('.', '/')+'.py')
+def module_names(): return sorted(p.relative_to(package).with_suffix('').as_posix().replace('/', '.') for p in package.rglob('*.py'))
 
 def python(code, *args, cwd=root, timeout=600, env=None):
     "Run `code` in a fresh interpreter; returns the finished process with `stdout` and `stderr` as text"

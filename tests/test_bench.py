@@ -1,6 +1,7 @@
 "The comparison of accuracy: its data, its measures, that what is finished is not run again, and that the pages say what the result files say."
 import ast,io,json,re,subprocess,sys
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr,redirect_stdout
+from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
@@ -11,6 +12,7 @@ sys.path.append(str(root/'bench'))
 import accuracy as bench
 import pictures
 import report
+import speed
 import step
 from sklearn.datasets import load_digits
 
@@ -23,8 +25,12 @@ def npz(tmp_path_factory):
     return path
 
 def run(*args):
-    p = subprocess.run([sys.executable, '-W', 'ignore', root/'bench'/'accuracy.py', *map(str, args)], capture_output=True, text=True, cwd=root)
-    return p.returncode, p.stdout+p.stderr
+    "The command in this process: its exit status and what it says"
+    said = io.StringIO()
+    with redirect_stdout(said), redirect_stderr(said):
+        try: code = bench.main([*map(str, args)]) or 0
+        except SystemExit as e: code = e.code
+    return code, said.getvalue()
 
 def test_finished_runs_are_not_run_again(npz, tmp_path):
     out = tmp_path/'out.jsonl'
@@ -216,6 +222,20 @@ def test_step_in_a_process():
     assert [o['case'] for o in rows]==['MixUp (here)','MixUp (there)','none, here and there','MixUp, here and there']
     assert all(.1 < o['ratio_lo'] <= o['ratio'] <= o['ratio_hi'] < 10 and o['rounds']==6 for o in rows)
     with pytest.raises((RuntimeError,BrokenPipeError)): step.measure(None, ['none','NoMix'], n=1, size=32, bs=2, steps=1)
+
+def test_speed_counts():
+    "Launches are counted on a device without values, where a wait of the host would be an error; every peer that is there has a row"
+    rows = speed.counts(SimpleNamespace(device='cpu'))
+    assert len(rows)==6 and all(o['syncs']==0 and o['launches']>0 and o['meets'] for o in rows)
+    x,y = torch.rand(4, 3, 8, 8),torch.randint(0, 10, (4,))
+    whos = {who for _,who in speed.contenders(x, y, quick=True)}
+    assert {'fastmix','fastai','torchvision'} <= whos
+
+def test_ahead():
+    "Beside the fastest of those that do the same; what mixes in place is no contest"
+    rounds = {('MixUp batch','fastmix'):[2.], ('MixUp batch','b'):[3.], ('MixUp batch','c'):[4.], ('MixUp batch, in place','fastmix'):[1.], ('MixUp batch, in place','b'):[.1]}
+    assert speed.ahead('MixUp batch', 'fastmix', rounds)==dict(target='ahead of b', meets=True)
+    assert speed.ahead('MixUp batch, in place', 'fastmix', rounds)=={} and speed.ahead('MixUp batch', 'b', rounds)=={}
 
 # --- the recipes of others
 

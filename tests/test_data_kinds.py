@@ -18,7 +18,9 @@ from fastmix.callback import *
 from fastmix.draw import *
 from fastmix.plan import *
 from fastmix.loss import MixedLoss
+from fastmix.blend import blend
 from fastmix.partners import close_partners
+from fastmix.target import is_dense_target, mix_target
 from digits import digits
 from kinds import C, KINDS, METHODS, N, Batches, Words, attempt, per_pixel, saved, table
 from slow import mask_of, slow, slow_move
@@ -126,7 +128,7 @@ def test_soft_edges_mix_the_loss_for_each_pixel(loss, mode):
     s,data = Seen(),mask_batches()
     learner(data, per_pixel(C), loss, [FMix(max_soft=.4, mode=mode),s]).fit(1)
     for (x,y),(pred,_,l,plan,_) in zip(data, s.seen):
-        lam = (1-plan.mask[:,0]).expand(y.shape)
+        lam = (1-mask_of(plan)[:,0]).expand(y.shape)
         each = dict(mean=F.cross_entropy, focal=lambda p,t,**kw: FocalLoss(reduction='none')(p,t))['focal' if 'Focal' in str(loss) else 'mean']
         a,b = (each(pred, t, reduction='none', ignore_index=getattr(loss, 'ignore_index', -100)) for t in (y,y[torch.tensor(plan.idx)]))
         n = y.numel() if getattr(loss, 'ignore_index', -100)<0 else (lam*(y!=2)+(1-lam)*(y[torch.tensor(plan.idx)]!=2)).sum()
@@ -168,6 +170,35 @@ def test_fastai_segmentation_keeps_its_types():
             learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(axis=1), cbs=[cb,Types()])
             with learn.no_bar(), learn.no_logging(): learn.fit(1)
             assert set(types)=={(TensorImage,TensorMask,torch.int64)}
+
+# --- maps of numbers, and what is no tensor
+
+@pytest.mark.parametrize('draw', [draw_cutmix, draw_cutmixup, draw_fmix, partial(draw_fmix, max_soft=.3), draw_resizemix], ids=['CutMix','CutMixUp','FMix','soft','ResizeMix'])
+@pytest.mark.parametrize('mode', MODES)
+def test_maps_are_blended_where_the_picture_is(draw, mode):
+    "Depth `(n,H,W)`, channels `(n,c,H,W)`, twice or half the size: at their own scale what was done to the picture"
+    x = torch.rand(6,1,8,8)
+    x = F.interpolate(x, scale_factor=2)                               # so that half the size loses nothing
+    for seed in range(5):
+        plan = draw(make_rng(seed), 6, (16,16), mode=mode)
+        if plan.box is not None: plan = replace(plan, box=plan.box//2*2)
+        want = blend(x, plan)
+        torch.testing.assert_close(mix_target(x[:,0], plan).mixed, want[:,0])
+        torch.testing.assert_close(mix_target(x.expand(-1,3,-1,-1), plan).mixed, want.expand(-1,3,-1,-1))
+        if draw is draw_resizemix: continue                            # it takes other pixels of a larger picture
+        torch.testing.assert_close(mix_target(F.interpolate(x, scale_factor=2), plan).mixed, F.interpolate(want, scale_factor=2))
+        if plan.box is not None: torch.testing.assert_close(mix_target(x[:,0,::2,::2], plan).mixed, want[:,0,::2,::2])
+
+def test_rotations_have_no_place():
+    "A matrix of numbers is no map, unless its sides are the picture's, or the same whole number larger or smaller"
+    plan = draw_cutmix(make_rng(0), 4, (32,32), mode='elem')
+    for shape,place in (((4,3,3),False), ((4,2,2),False), ((4,32,32),True), ((4,16,16),True), ((4,4,4),True), ((4,16,8),False), ((4,64,64),True)):
+        assert is_dense_target(torch.rand(shape), plan)==place, shape
+
+def test_what_is_no_tensor_stays():
+    for y in (list('abcd'), [{'box':torch.rand(2,4)}]*4, None):
+        t = mix_target(y, draw_mixup(make_rng(0), 4))
+        assert t.mixed is y and t.own is t.partner is y
 
 # --- several inputs and targets, as fastai's DataBlock makes them
 
@@ -223,6 +254,66 @@ def test_close_partners_in_a_fit():
     a,b,c = (distance(cb) for cb in (MixUp(), MixUp(partner='close'), MixUp(partner='close', bandwidth=.05, mode='batch')))
     assert a > 2*b > 4*c
     with pytest.raises(ValueError, match="partner='close' compares targets as numbers"): learner([(torch.rand(4,2),torch.zeros(4).long())], nn.Linear(2,3), nn.CrossEntropyLoss(), MixUp(partner='close')).fit(1)
+
+def test_close_partners_and_missing_numbers():
+    "A target that is NaN or infinite is nobody's partner, and does not hide the others' closeness"
+    y = torch.tensor([0.,torch.nan,.1,torch.inf,5.,5.1])
+    for bandwidth in (None, .5):
+        draws = torch.stack([close_partners(y, s, bandwidth) for s in range(300)])
+        for i in (0,2,4,5): assert not {1,3} & set(draws[:,i].tolist())
+    assert (torch.stack([close_partners(y, s, .5) for s in range(300)])[:,0]==2).all()
+
+# --- a partner's missing values
+
+def partner_weight(plan, size):
+    "(n,1,...) weight of the partner at each pixel, in loops"
+    w = torch.zeros(plan.n, 1, *size, dtype=torch.double)
+    for i in range(plan.n):
+        w[i] = 1-float(plan.weight[i])
+        if plan.box is not None: w[(i, slice(None), *(slice(a,b) for a,b in plan.box[i]))] = 1
+        if plan.mask is not None: w[i] = (m:=mask_of(plan))[min(i, len(m)-1)].double()
+    return w
+
+MISSING = dict(MixUp=lambda r,s,**k: draw_mixup(r, 6, **k), CutMix=lambda r,s,**k: draw_cutmix(r, 6, s, **k), CutMixUp=lambda r,s,**k: draw_cutmixup(r, 6, s, **k),
+               ResizeMix=lambda r,s,**k: draw_resizemix(r, 6, s, **k), FMix=lambda r,s,**k: draw_fmix(r, 6, s, **k), soft=lambda r,s,**k: draw_fmix(r, 6, s, max_soft=.3, **k),
+               RecursiveMix=lambda r,s,**k: draw_recursivemix(r, 6, 6, s, **k))
+
+@pytest.mark.parametrize('bad', [torch.nan, torch.inf, -torch.inf], ids=str)
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize('method', MISSING)
+def test_missing_values_stay_where_they_are(method, dtype, bad):
+    "Where the partner's weight is 0 a sample is its own, bit by bit, whatever the partner holds; where it is 1, the partner is all there is"
+    for mode in MODES:
+        for seed,prob,size in ((0,1.,(8,10)), (1,.5,(8,10)), (2,1.,(9,))):
+            plan = MISSING[method](make_rng(seed), size, mode=mode, prob=prob)
+            x = torch.rand(6,2,*size).to(dtype)
+            x[::2,:,::3] = bad
+            if len(size)==2: x = x.to(memory_format=torch.channels_last)
+            w = partner_weight(plan, size).expand(x.shape)
+            for inplace in (False,True):
+                for grad in (False,True) if not inplace else (False,):
+                    got = blend(x.clone().requires_grad_(grad), plan, inplace=inplace).detach()
+                    assert torch.equal(got[w==0].nan_to_num(7., 8., 9.), x[w==0].nan_to_num(7., 8., 9.)), (mode,seed)
+                    if not plan.resize:
+                        xp = plan.partners_of(x)
+                        assert torch.equal(got[w==1].nan_to_num(7., 8., 9.), xp[w==1].nan_to_num(7., 8., 9.))
+                        assert torch.equal(got.isfinite()[(w>0)&(w<1)], (x.isfinite()&xp.isfinite())[(w>0)&(w<1)])
+
+@pytest.mark.parametrize('mode', MODES)
+def test_missing_targets_stay_with_their_samples(mode):
+    "Numbers, columns, soft rows of an earlier batch, maps: a sample that is not mixed keeps its target"
+    for seed in range(6):
+        plan = draw_mixup(make_rng(seed), 6, mode=mode, prob=.5)
+        still = torch.tensor(plan.lam)==1
+        for shape in ((6,), (6,1), (6,4)):
+            y = torch.rand(shape); y[::2] = torch.nan
+            assert torch.equal(mix_target(y, plan).mixed[still].isnan(), y[still].isnan())
+        rows = torch.rand(6,4); rows[::2] = torch.nan
+        assert torch.isfinite(mix_target(torch.randint(0,4,(6,)), plan, 4, source=rows).mixed[still]).all()
+        cut = draw_cutmixup(make_rng(seed), 6, (8,8), mode=mode)
+        y = torch.rand(6,8,8); y[::2] = torch.nan
+        keep = (partner_weight(cut, (8,8))==0)[:,0]
+        assert torch.equal(mix_target(y, cut).mixed[keep].isnan(), y[keep].isnan())
 
 # --- what has no meaning says so, before anything is trained
 

@@ -2,7 +2,7 @@
 point at is there."""
 import ast,json,re,shutil,subprocess
 import pytest,yaml
-from house import directives, load, modules, name, nbs, notebooks, package, patched, python, root, text
+from house import directives, groups, load, module_file, modules, name, nbs, notebooks, package, patched, python, root, text
 
 pypandoc = pytest.importorskip('pypandoc', reason='pandoc comes with pypandoc_binary')
 pandoc = pypandoc.get_pandoc_path()
@@ -155,7 +155,7 @@ def test_references(pages, page):
 @pytest.mark.parametrize('m', sorted(modules()))
 def test_api_headings(site, pages, m):
     "Each public function and class, and each method patched into a class, has its API heading, and the index leads to it"
-    tree,page = ast.parse((site.parent/'fastmix'/f'{m}.py').read_text(encoding='utf-8')).body,pages[html_name(modules()[m])]
+    tree,page = ast.parse(module_file(m).read_text(encoding='utf-8')).body,pages[html_name(modules()[m])]
     want = [o.name for o in tree if isinstance(o, (ast.FunctionDef, ast.ClassDef)) and o.name[0]!='_'
             and not any(ast.unparse(d).startswith('patch') for d in o.decorator_list)]
     want += patched(modules()[m])
@@ -164,23 +164,37 @@ def test_api_headings(site, pages, m):
         assert nm in page.headings, f'{m}: no API heading for {nm}'
         assert nm.lower() in page.ids, f'{m}: no anchor for {nm}'
 
+def hrefs(o):
+    "The pages of a sidebar, in order"
+    if isinstance(o, str): yield o
+    elif isinstance(o, list): yield from (h for x in o for h in hrefs(x))
+    elif isinstance(o, dict):
+        if 'href' in o: yield o['href']
+        yield from hrefs(o.get('contents', []))
+
+def sidebar(): return yaml.safe_load((nbs/'sidebar.yml').read_text(encoding='utf-8'))['website']['sidebar']['contents']
+
 def test_sidebar():
     "Each page stands in the sidebar once, and each entry is a page"
-    def hrefs(o):
-        if isinstance(o, str): yield o
-        elif isinstance(o, list): yield from (h for x in o for h in hrefs(x))
-        elif isinstance(o, dict):
-            if 'href' in o: yield o['href']
-            yield from hrefs(o.get('contents', []))
-    have = list(hrefs(yaml.safe_load((nbs/'sidebar.yml').read_text(encoding='utf-8'))['website']['sidebar']['contents']))
+    have = list(hrefs(sidebar()))
     want = [nb.relative_to(nbs).as_posix() for nb in notebooks()]
     assert sorted(have)==sorted(want), f'nbs/sidebar.yml lacks {set(want)-set(have)}, has {set(have)-set(want)}, twice {[o for o in set(have) if have.count(o)>1]}'
+
+def test_sidebar_is_the_house():
+    "A section for each group of rooms, in reading order, with nothing but its rooms; the tutorials before them, reading matter after them"
+    sections = [list(hrefs(o)) for o in sidebar() if isinstance(o, dict)]
+    folders = [{h.rpartition('/')[0] for h in o} for o in sections]
+    for o,f in zip(sections, folders):
+        if f & {'tutorials', *groups}: assert len(f)==1 and o==sorted(o), f'{o}: one folder, in the order of its numbers'
+    order = [f for fs in folders for f in sorted(fs) if f in ('tutorials', *groups)]
+    assert order==['tutorials', *groups]
+    assert all(not f & set(groups) for f in folders[:1]+folders[1+len(groups):])
 
 def test_quarto_settings(site):
     "The settings are what nbdev makes of pyproject.toml, and the files that they name are there"
     assert (site/'nbdev.yml').read_text()==(nbs/'nbdev.yml').read_text(), 'nbs/nbdev.yml is not in step with pyproject.toml'
     q = yaml.safe_load((nbs/'_quarto.yml').read_text(encoding='utf-8'))
-    named = q['metadata-files']+q['project']['resources']+[q['format']['html']['css']]+[q['website'][k] for k in ('favicon', 'image')]
+    named = q['metadata-files']+q['project']['resources']+[q['format']['html']['css']]+[q['website'][k].lstrip('/') for k in ('favicon', 'image')]
     for o in named: assert (nbs/o).exists() and (site/o).exists(), o
 
 def test_snippets_run():

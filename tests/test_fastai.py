@@ -38,7 +38,7 @@ def test_contract_in_a_batch(dls, cls, mode):
             n = len(self.learn.x)
             assert t.shape==(n,10) and t.dtype==torch.float32 and lam.shape==(n,) and idx.shape==(n,)
             close(t.sum(1), torch.ones(n), 1e-5)
-            hard = cb.mixed[1][0].own
+            hard = cb.batch.targets[0].own
             want = lam[:,None]*F.one_hot(hard,10) + (1-lam[:,None])*F.one_hot(hard[idx],10)
             close(t, want, 1e-6)
             assert isinstance(self.learn.loss_func, MixedLoss)
@@ -168,7 +168,7 @@ def test_train_metrics_score_the_dominant_label(dls, cls):
     class Score(Callback):
         order,run_valid = 1,False
         def after_loss(self):
-            y = (cb:=[o for o in learn.cbs if isinstance(o, cls)][0]).mixed[1][0].own
+            y = (cb:=[o for o in learn.cbs if isinstance(o, cls)][0]).batch.targets[0].own
             dom = torch.where(cb.lam>=.5, y, y[cb.idx])
             seen.append(((self.learn.pred.argmax(1)==dom).float().mean().item(), len(y)))
     learn.fit(1, cbs=Score())

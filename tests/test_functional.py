@@ -32,22 +32,31 @@ def test_mixing_follows_the_fold_of_beta():
     assert m.max()<=.5 and stats.kstest(m[m>1e-4], lambda v: (stats.beta.cdf(v, .2, .2)-stats.beta.cdf(1e-4, .2, .2))/(.5-stats.beta.cdf(1e-4, .2, .2))).pvalue>.001
     assert mixup_batch(x, y, alpha=0.)[2]==0
 
-@pytest.mark.parametrize('shape', [(6,3,8,12), (6,3,12), (6,2,4,8,12)])
+def one_pixel_at_a_time(x, xp, bbox):
+    "What Composer's order of `bbox` says: start over dimension 2, start over dimension 3, stop over 2, stop over 3"
+    out = x.clone()
+    for i in range(bbox[0], bbox[2]):
+        for j in range(bbox[1], bbox[3]): out[:,:,i,j] = xp[:,:,i,j]
+    return out
+
+@pytest.mark.parametrize('shape', [(6,3,8,12), (6,2,8,12,4)])
 def test_cutmix_batch_pixels(shape):
-    "(left, top, right, bottom) over the last two sizes; a sequence is one row, a volume is cut through its depth"
-    x = torch.rand(shape)
-    box = (2,0,7,1) if len(shape)==3 else (2,1,7,6)
+    "A volume is cut through its last dimension"
+    x,box = torch.rand(shape),(2,1,7,12)
     mixed,y_perm,area,bbox = cutmix_batch(x, y, bbox=box, indices=perm)
-    want = x.clone()
-    where = (..., slice(2,7)) if len(shape)==3 else (..., slice(1,6), slice(2,7))
-    want[where] = x[perm][where]
-    assert torch.equal(mixed, want) and torch.equal(y_perm, y[perm]) and bbox==box
-    assert area==pytest.approx(1-5/12 if len(shape)==3 else 1-25/96)
+    assert torch.equal(mixed, one_pixel_at_a_time(x, x[perm], box)) and torch.equal(y_perm, y[perm]) and bbox==box
+    assert area==pytest.approx(1-55/96)
+
+def test_cutmix_batch_on_sequences():
+    "A sequence is one column"
+    x = torch.rand(6,3,12)
+    mixed,_,area,bbox = cutmix_batch(x, y, bbox=(2,0,7,1), indices=perm)
+    assert torch.equal(mixed, one_pixel_at_a_time(x[...,None], x[perm][...,None], bbox)[...,0]) and bbox==(2,0,7,1) and area==pytest.approx(1-5/12)
 
 def test_cutmix_batch_draws():
     for kw in (dict(), dict(length=.5), dict(uniform_sampling=True), dict(length=.4, uniform_sampling=True)):
         for _ in range(50):
-            mixed,_,area,(l,t,r,b) = cutmix_batch(x, y, indices=perm, **kw)
+            mixed,_,area,(t,l,b,r) = cutmix_batch(x, y, indices=perm, **kw)
             assert 0<=l<=r<=12 and 0<=t<=b<=8 and area==pytest.approx(1-(r-l)*(b-t)/96)
             want = x.clone(); want[...,t:b,l:r] = x[perm][...,t:b,l:r]
             assert torch.equal(mixed, want)
@@ -59,7 +68,7 @@ def test_uniform_sampling_is_uniform():
     def chance(**kw):
         c = np.zeros((8,12))
         for _ in range(6000):
-            _,_,_,(l,t,r,b) = cutmix_batch(x[:2,:1], y[:2], **kw)
+            _,_,_,(t,l,b,r) = cutmix_batch(x[:2,:1], y[:2], **kw)
             c[t:b,l:r] += 1
         return c/6000
     p,q = chance(uniform_sampling=True),chance()
@@ -69,10 +78,10 @@ def test_uniform_sampling_is_uniform():
     assert p.max()-p.min() < .04 and abs(p.mean()-1/9) < .01              # (L/(1+L))**2
 
 def test_resizemix_batch():
-    mixed,y_perm,area,bbox = resizemix_batch(x, y, bbox=(3,1,9,7), indices=perm)
+    mixed,y_perm,area,bbox = resizemix_batch(x, y, bbox=(1,3,7,9), indices=perm)
     want = x.clone(); want[...,1:7,3:9] = F.interpolate(x[perm], (6,6), mode='bilinear')
     torch.testing.assert_close(mixed, want)
-    assert area==1-36/96 and bbox==(3,1,9,7) and torch.equal(y_perm, y[perm])
+    assert area==1-36/96 and bbox==(1,3,7,9) and torch.equal(y_perm, y[perm])
     area = np.mean([1-resizemix_batch(torch.rand(2,1,64,64), y[:2])[2] for _ in range(3000)])
     assert abs(area-.176)<.015
 
@@ -123,7 +132,7 @@ def test_mix_targets():
     (lambda: mixup_batch(x, y[:3]), ValueError, 'target has 3 samples, input has 6'), (lambda: mixup_batch(x, [1]*6), TypeError, 'target is a list'),
     (lambda: mixup_batch((x*255).byte(), y), TypeError, 'uint8'), (lambda: mixup_batch([1.], y), TypeError, 'x is a list'),
     (lambda: mixup_batch(x, y, indices=[0,1]), ValueError, 'indices has shape'), (lambda: cutmix_batch(x, y, length=.5, bbox=(0,0,1,1)), ValueError, 'give one of them'),
-    (lambda: cutmix_batch(x, y, length=2), ValueError, 'length=2'), (lambda: cutmix_batch(x, y, bbox=(0,0,8,12)), ValueError, 'within a width of 12 and a height of 8'),
+    (lambda: cutmix_batch(x, y, length=2), ValueError, 'length=2'), (lambda: cutmix_batch(x, y, bbox=(0,0,12,8)), ValueError, 'within 8 x 12 pixels'),
     (lambda: cutmix_batch(x, y, bbox=(1,2)), ValueError, r'bbox=\(1, 2\)'), (lambda: cutmix_batch(torch.rand(6,3), y), ValueError, 'use mixup_batch'),
     (lambda: resizemix_batch(x, y, scope=(.5,.1)), ValueError, 'smallest side comes first'), (lambda: fmix_batch(x, y, mask=torch.ones(8,8)), ValueError, 'mask has shape'),
     (lambda: mix_targets(y, y, .2), ValueError, 'num_classes=None'), (lambda: mix_targets(y, y, .2, 6, 1.), ValueError, 'label_smoothing=1.0'),
@@ -146,12 +155,150 @@ def test_a_column_of_labels():
         torch.manual_seed(0); row = Mixup(num_classes=6, mode=mode)(x, y)[1]
         torch.manual_seed(0); assert torch.equal(row, Mixup(num_classes=6, mode=mode)(x, y[:,None])[1])
 
+# --- every kind of target
+
+mixing_of = [lambda t,**kw: Mixup(mixup_alpha=.2, prob=0., label_smoothing=0., **kw)(x, t)[1], lambda t,**kw: mix_targets(t, t[perm], 0., **kw)]
+
+@pytest.mark.parametrize('mix', mixing_of, ids=['Mixup','mix_targets'])
+def test_one_class_keeps_0_and_1(mix):
+    "Yes or no: a column for a model with one output, which stays what it is and is smoothed towards a half"
+    yes = torch.tensor([0,1,1,0,1,0])
+    for t in (yes, yes[:,None], yes.byte()): assert torch.equal(mix(t, num_classes=1), yes.float()[:,None])
+    torch.testing.assert_close(mix_targets(yes, yes, 0., 1, .2), (.8*yes+.1)[:,None])
+    with pytest.raises(ValueError, match='labels from 0 to 2'): mix(yes+yes, num_classes=1)
+    mask = torch.randint(0,2,(6,8,12))
+    assert torch.equal(mix(mask, num_classes=1), mask[:,None].float())
+
+@pytest.mark.parametrize('mix', mixing_of, ids=['Mixup','mix_targets'])
+@pytest.mark.parametrize('labels', [[0,1,2,3,4,5], [-1,0,0,0,0,0], [-100,1,2,-100,0,1]])
+def test_labels_outside_of_the_classes_raise(mix, labels):
+    "As in plain training; a soft target cannot leave a sample out of the mean, so `ignore_index` is refused with the remedy"
+    with pytest.raises(ValueError, match='0 to 4.*ignore_index.*mix two losses'): mix(torch.tensor(labels), num_classes=5)
+    with pytest.raises(ValueError, match='0 to 4'): mix(torch.tensor(labels)[:,None,None].expand(6,8,12), num_classes=5)
+
+def test_losses_leave_out_what_they_ignore():
+    "The remedy that is named: two losses are the mean over the samples that are not ignored"
+    t,pred = torch.tensor([1,-100,2,-100,0,1]),torch.randn(6,5)
+    _,t_perm,m = mixup_batch(x, t, mixing=.3, indices=perm)
+    own,other = F.cross_entropy(pred, t), F.cross_entropy(pred, t_perm)
+    keep = t!=-100
+    torch.testing.assert_close(own, F.cross_entropy(pred[keep], t[keep]))
+    assert torch.isfinite((1-m)*own + m*other)
+
+grey = torch.randint(0,5,(6,1,8,12)).float()                     # a picture that is its own mask
+
+@pytest.mark.parametrize('mode', ['batch','pair','elem'])
+@pytest.mark.parametrize('form', ['mask','column','float','map','twice as large'])
+def test_masks_and_maps_go_where_their_pixels_go(mode, form):
+    mask = dict(mask=grey[:,0].long(), column=grey.long(), float=grey[:,0], map=grey)
+    mask['twice as large'] = F.interpolate(grey, scale_factor=2)
+    for seed in range(8):
+        torch.manual_seed(seed)
+        cut,t = Mixup(mixup_alpha=0., cutmix_minmax=(.5,.5), mode=mode, num_classes=5, label_smoothing=0.)(grey, mask[form])
+        assert t.dtype==mask[form].dtype and t.shape==mask[form].shape and not torch.equal(cut, grey)
+        want = F.interpolate(cut, scale_factor=2) if form=='twice as large' else cut
+        assert torch.equal(t.float().flatten(), want.flatten())
+
+@pytest.mark.parametrize('mode', ['batch','pair','elem'])
+def test_masks_become_rows_where_pixels_are_blended(mode):
+    "The same weights as the picture: a picture of one-hot channels *is* its mask's rows, in every mode, blended, cut or both"
+    mask = torch.randint(0,5,(6,8,12))
+    rows = F.one_hot(mask, 5).movedim(-1, 1).float()
+    for kw in (dict(mixup_alpha=.8), dict(mixup_alpha=.8, cutmix_alpha=1.)):
+        for seed in range(8):
+            torch.manual_seed(seed)
+            mixed,t = Mixup(**kw, mode=mode, num_classes=5, label_smoothing=0.)(rows, mask)
+            if t.is_floating_point(): torch.testing.assert_close(t, mixed)
+            else: assert torch.equal(t, mixed.argmax(1))
+            torch.manual_seed(seed)
+            torch.testing.assert_close(Mixup(**kw, mode=mode, num_classes=5, label_smoothing=.1)(rows, mask)[1], .9*mixed+.02)
+
+@pytest.mark.parametrize('method', ['cutmix','resizemix','fmix','mixup'])
+def test_mix_targets_pastes_masks(method):
+    "Told where the pictures were cut, `mix_targets` does with a mask what was done with the picture"
+    x = grey.clone()
+    if method=='mixup':
+        x = F.one_hot(grey[:,0].long(), 5).movedim(-1, 1).float()
+        mixed,t,m = mixup_batch(x, grey[:,0].long(), mixing=.3)
+        return torch.testing.assert_close(mix_targets(grey[:,0].long(), t, m, num_classes=5), mixed)
+    if method=='fmix':
+        mixed,t,area,where = fmix_batch(x, grey[:,0].long())
+        got = mix_targets(grey[:,0].long(), t, 1-area, num_classes=5, mask=where)
+    elif method=='cutmix':
+        mixed,t,area,where = cutmix_batch(x, grey[:,0].long(), bbox=(1,2,6,9))
+        got = mix_targets(grey[:,0].long(), t, 1-area, num_classes=5, bbox=where)
+    else:
+        mixed,t,area,where = resizemix_batch(x, grey[:,0].long(), bbox=(0,6,4,12))       # half the size: nearest and linear pick pixels of their own
+        got = mix_targets(grey[:,0], t.float(), 1-area, bbox=where, resize=True)
+        return torch.testing.assert_close(got, mixed[:,0])
+    assert torch.equal(got, mixed[:,0].long())
+
+def test_multi_label_as_timm():
+    for dense in (torch.rand(6,4), torch.randint(0,2,(6,4))):
+        for kw in (dict(mixup_alpha=.8), dict(mixup_alpha=0., cutmix_alpha=1.)):
+            torch.manual_seed(3); mix = Mixup(**kw, num_classes=4, multi_label=True, label_smoothing=.2)
+            t = mix(x, dense)[1]
+            torch.manual_seed(3); lam = float(mix.draw(6, (8,12)).lam[0])
+            torch.testing.assert_close(t, timm_mixup.mixup_target(dense, 4, lam, .2, multi_label=True))
+    for bad in (torch.rand(6,3), torch.zeros(6).long()):
+        with pytest.raises(ValueError, match='multi_label=True.*num_classes=4'): Mixup(num_classes=4, multi_label=True)(x, bad)
+    maps = torch.randint(0,2,(6,4,8,12))
+    torch.manual_seed(0); cut,t = Mixup(mixup_alpha=0., cutmix_alpha=1., num_classes=4, multi_label=True, label_smoothing=.2)(maps.float(), maps)
+    torch.testing.assert_close(t, .8*cut+.1)
+
+def test_several_targets():
+    verb,noun,names = torch.arange(6),torch.arange(6)+200,list('abcdef')
+    mix = lambda c,t: (torch.manual_seed(0), Mixup(num_classes=c)(x, t)[1])[1]
+    v,n = mix((97,300), (verb,noun))
+    assert v.shape==(6,97) and n.shape==(6,300)
+    assert torch.equal(v, mix(97, verb)) and torch.equal(n, mix(300, noun))
+    d = mix({'verb':97,'noun':300,'file':None}, {'verb':verb,'noun':noun,'file':names})
+    assert torch.equal(d['verb'], v) and torch.equal(d['noun'], n) and d['file'] is names
+    assert torch.equal(mix(300, {'noun':noun,'file':names})['noun'], n) and torch.equal(mix((97,300), [verb,noun])[1], n)
+    both = mix_targets((verb,noun), (verb[perm],noun[perm]), .3, num_classes=(97,300))
+    assert torch.equal(both[1], mix_targets(noun, noun[perm], .3, 300))
+    mixed,(y_perm,file),_ = mixup_batch(x, (verb,names), indices=perm)
+    assert torch.equal(y_perm, verb[perm]) and file is names
+    for c,t in (((97,300), verb), ((97,300,2), (verb,noun)), ({'verb':97}, {'verb':verb,'noun':noun})):
+        with pytest.raises(ValueError, match='num_classes='): mix(c, t)
+    with pytest.raises(ValueError, match='Columns are labels, 0 or 1. Give several targets as a tuple'): mix(9, torch.stack([verb,noun], 1))     # class numbers in columns are not averaged
+
+def test_dict_batches():
+    "Hugging Face's collate: the same keys, soft labels, and the caller's batch untouched"
+    from collections import UserDict
+    before = x.clone()
+    for kind in (dict, UserDict):
+        batch = kind(pixel_values=x, labels=y, ids=torch.arange(6), files=list('abcdef'))
+        torch.manual_seed(0); got = Mixup(num_classes=6)(batch)
+        torch.manual_seed(0); want = Mixup(num_classes=6)(x, y)
+        assert type(got) is kind and list(got)==list(batch) and torch.equal(got['pixel_values'], want[0]) and torch.equal(got['labels'], want[1])
+        assert got['ids'] is batch['ids'] and got['files'] is batch['files'] and batch['labels'] is y and torch.equal(x, before)
+    torch.manual_seed(0); seg = Mixup(mixup_alpha=0., cutmix_alpha=1., label_smoothing=0., num_classes=5)({'pixel_values':grey, 'labels':grey[:,0].long()})
+    assert torch.equal(seg['labels'], seg['pixel_values'][:,0].long())
+    for bad,says in (({'pixel_values':x}, "no tensor called 'labels'"), ({'input_ids':torch.ones(6,9).long(), 'labels':y}, 'ManifoldMixUp'), (x, 'x is a Tensor')):
+        with pytest.raises(TypeError, match=says): Mixup(num_classes=6)(bad)
+
+def test_several_inputs():
+    plan = Plan(6, *[np.full(6, .7, np.float32)]*2, partner=1)
+    (a,b),t = mix_batch((x, x[:,0,0]), y, plan, 6)
+    torch.testing.assert_close(a[:,0,0], b)
+
+class TensorPoint(torch.Tensor): pass
+class TensorBBox(TensorPoint): pass
+
+@pytest.mark.parametrize('target,says', [(torch.rand(6,5,2).as_subclass(TensorPoint), 'TensorPoint'), (torch.rand(6,5,4).as_subclass(TensorBBox), 'TensorBBox'),
+                                         (torch.tensor([[[0,0,5,5],[0,0,0,0]]]*6), 'look like boxes'), (torch.tensor([[0,0,5,5]]*6), 'look like boxes')])
+def test_points_and_boxes_are_refused(target, says):
+    for f in (mixup_batch, cutmix_batch, resizemix_batch, fmix_batch, Mixup(num_classes=6)):
+        with pytest.raises((TypeError,ValueError), match=f'{says}.*neither averaged nor cut'): f(x, target)
+        with pytest.raises((TypeError,ValueError), match=says): f(x, (y,target))
+
 # --- Mixup
 
 @pytest.mark.parametrize('kw,says', [
     (dict(mixup_alpha=-1.), 'mixup_alpha=-1.0'), (dict(cutmix_alpha='1'), "cutmix_alpha='1'"), (dict(mixup_alpha=0.), 'nothing to do'), (dict(mode='half'), "mode='half'"),
     (dict(prob=1.1), 'prob=1.1'), (dict(switch_prob=-.1), 'switch_prob=-0.1'), (dict(cutmix_minmax=(.2,)), 'cutmix_minmax'), (dict(cutmix_minmax=(.6,.3)), 'smallest'),
-    (dict(label_smoothing=1.), 'label_smoothing=1.0'), (dict(num_classes=0), 'num_classes=0'), (dict(num_classes=10.), 'num_classes=10.0'), (dict(num_classes=True), 'num_classes=True'), (dict(inplace='no'), "inplace='no'"), (dict(correct_lam='yes'), "correct_lam='yes'")])
+    (dict(label_smoothing=1.), 'label_smoothing=1.0'), (dict(num_classes=0), 'num_classes=0'), (dict(num_classes=10.), 'num_classes=10.0'), (dict(num_classes=True), 'num_classes=True'), (dict(num_classes=None), 'num_classes=None'), (dict(num_classes=(3,0)), 'num_classes=0'), (dict(multi_label=2), 'multi_label=2'), (dict(inplace='no'), "inplace='no'"), (dict(correct_lam='yes'), "correct_lam='yes'")])
 def test_mixup_refuses_when_made(kw, says):
     with pytest.raises(ValueError, match=says): Mixup(**kw)
 

@@ -36,7 +36,7 @@ def metadata(wheel): return Parser().parsestr(next(v for k,v in wheel.items() if
 def test_archives(built, wheel):
     with tarfile.open(built[0]) as t: have = {n.partition('/')[2] for n in t.getnames()}
     assert {'settings.ini', 'pyproject.toml', 'setup.py', 'README.md', 'LICENSE', 'CHANGELOG.md'} <= have
-    modules = {p.relative_to(root).as_posix() for p in package.rglob('*.py')}
+    modules = {p.relative_to(root).as_posix() for p in package.rglob('*.py')}|{'fastmix/py.typed'}
     files = {k for k in wheel if '.dist-info/' not in k}
     assert files==modules, f'missing {modules-files}, too much {files-modules}'
     assert any(k.endswith('LICENSE') for k in wheel)
@@ -76,7 +76,7 @@ def third_party(py):
 
 def test_only_what_is_used():
     "Each import is a requirement, and each requirement is imported"
-    used = {m for p in package.glob('*.py') for m in third_party(p)}-set(sys.stdlib_module_names)-{'fastmix'}
+    used = {m for p in package.rglob('*.py') for m in third_party(p)}-set(sys.stdlib_module_names)-{'fastmix'}
     dist = md.packages_distributions()
     used = {canonicalize_name(dist.get(m, [m])[0]) for m in used}
     needed,optional = ({canonicalize_name(Requirement(o).name) for o in v} for v in (cfg['requirements'].split(), sum(extras.values(), [])))

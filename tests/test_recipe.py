@@ -78,7 +78,7 @@ class Steps(Callback):
     order,run_valid = 30,False
     def before_step(self):
         cb = next((cb for cb in self.learn.cbs if isinstance(cb, MixHandler) and cb.plan is not None), None)
-        Steps.to.append((self.epoch, self.iter, [h['lr'] for h in self.opt.hypers], self.opt.hypers[-1]['mom'], cb and cb.now))
+        Steps.to.append((self.epoch, self.iter, [h['lr'] for h in self.opt.hypers], self.opt.hypers[-1]['mom'], cb and (cb.batch.prob, cb.batch.strength)))
 
 @pytest.mark.parametrize('s', curves, ids=['off','hesitation','product','cos'])
 @pytest.mark.parametrize('stop', [None,2,5])
@@ -312,7 +312,7 @@ def test_ema_values(folder):
 def test_ema_of_half_precision(folder):
     "Small changes are not lost to the rounding of bfloat16"
     w,ema = torch.ones(3, dtype=torch.bfloat16),{'w':torch.ones(3)}
-    for _ in range(10): recipe_ema._follow(ema, {'w':w+.25}, .999)
+    for _ in range(10): recipe_ema._move_average(ema, {'w':w+.25}, .999)
     torch.testing.assert_close(ema['w'], torch.full((3,), 1+.25*(1-.999**10)))
     assert recipe_ema._to_keep(w).dtype==torch.float32
 
@@ -346,7 +346,7 @@ def test_ema_for_good(folder):
     learn.fit(1, 1e-2)
     assert learn.ema._n==6
     learn.export('e.pkl')
-    assert load_learner(learn.path/'e.pkl').ema._avg is None
+    assert 'ema' not in [cb.name for cb in load_learner(learn.path/'e.pkl').cbs]       # it has no part in a prediction
 
 def test_ema_without(folder):
     with pytest.raises(ValueError, match='no averaged weights yet'):
@@ -357,12 +357,16 @@ def test_ema_is_monitored(folder, monitor):
     learn = learner(folder, [SaveModelCallback(monitor=monitor, fname='best'), EarlyStoppingCallback(monitor=monitor, patience=9)])
     seen = []
     class Note(Callback):
-        def after_train(self): seen.append(weights(self.learn))
+        def after_train(self): seen.append({k:t.clone() for k,t in self.learn.ema._avg.items()})
     learn.fit_long(3, 1e-2, ema=.5, schedule=None, cbs=Note)
     i = list(learn.recorder.metric_names[1:]).index(monitor)
     values = [r[i] for r in learn.recorder.values]
     assert learn.save_model.best == (min if 'loss' in monitor else max)(values)
-    assert same(weights(learn), seen[values.index(learn.save_model.best)])        # the model's own weights of that epoch
+    best = seen[values.index(learn.save_model.best)]                               # the averaged weights of that epoch …
+    assert all(torch.equal(t, best[k]) for k,t in learn.model.state_dict().items())
+    announced = learn.save_model.best
+    learn.remove_cbs([learn.save_model, learn.early_stopping])
+    assert learn.validate()[0 if 'loss' in monitor else 1]==pytest.approx(announced, abs=1e-6)   # … which do what was announced
 
 def test_early_stopping_swaps(folder):
     "A run that is ended by a callback ends as other runs do"

@@ -107,7 +107,7 @@ class Look(Callback):
     def __init__(self, name): self.which,self.seen = name,[]
     def after_pred(self):
         cb = getattr(self.learn, self.which)
-        self.seen.append((self.epoch, self.iter, cb.now, cb.plan))
+        self.seen.append((self.epoch, self.iter, (cb.batch.prob, cb.batch.strength), cb.plan))
 
 @any_schedule
 def test_in_a_fit(dls, s):

@@ -348,3 +348,17 @@ def test_plot_run_of_several():
     axs = fm.plot_run({'a':h, 'b':h}, metrics=['accuracy'])
     assert [len(ax.lines) for ax in axs]==[4,4]
     assert len({ln.get_color() for ln in fm.plot_run(h)[1].lines})==2
+
+def test_what_editors_know():
+    "The stub of `Learner` has the signatures and docstrings of the methods that fastmix adds"
+    import ast
+    from pathlib import Path
+    here = Path(fm.__file__).parent
+    stub = {o.name:o for o in ast.parse((here/'_learner.pyi').read_text(encoding='utf-8')).body[-1].body}
+    def parameters(f): return [(o.arg, o.annotation and ast.unparse(o.annotation)) for o in f.args.args[1:]], len(f.args.defaults), f.args.kwarg is not None
+    for name,room in dict(fit_long='recipe', show_mix='show', many_devices='distributed').items():
+        tree = ast.parse((here/f'{room}.py').read_text(encoding='utf-8'))
+        f = next(o for o in tree.body if isinstance(o, ast.FunctionDef) and o.name==name and 'patch' in ast.unparse(o.decorator_list[0]))
+        assert parameters(f)==parameters(stub[name]) and ast.get_docstring(f)==ast.get_docstring(stub[name]), name
+        if f.returns and name!='many_devices': assert ast.unparse(f.returns)==ast.unparse(stub[name].returns), name
+    assert set(stub)=={'fit_long','show_mix','many_devices'}

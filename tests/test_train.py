@@ -290,8 +290,8 @@ def test_a_log(folder, here):
     p = subprocess.run(cli(d, '--epochs', 2, '--size', 16, '--bs', 16, '--workers', 0, '--ema', .5), cwd=here, capture_output=True, env={**os.environ, 'OMP_NUM_THREADS':'1', 'PYTHONIOENCODING':'ascii'})
     assert p.returncode==0 and p.stderr==b'', p.stderr
     lines = p.stdout.decode('ascii').splitlines()
-    assert [l.partition(':')[0] for l in lines[:2]]==['epoch 1/2','epoch 2/2'] and 'valid_loss' in lines[0] and 'ema_accuracy' in lines[0]
-    assert len(lines)==4 and '\r' not in p.stdout.decode() and lines[-1].startswith('written to runs/pics-')
+    assert [l.partition(':')[0] for l in lines[1:3]]==['epoch 1/2','epoch 2/2'] and 'valid_loss' in lines[1] and 'ema_accuracy' in lines[1]
+    assert len(lines)==5 and '\r' not in p.stdout.decode() and lines[-1].startswith('written to runs/pics-')
     assert files(here/'runs'/d.name)==FILES
     p = run(d, '--epochs', 2, '--size', 16, '--bs', 16, '--arch', 'nothing', cwd=here)
     assert p.returncode==2 and len(p.stderr.splitlines())==1
@@ -365,6 +365,16 @@ def test_kill_and_signals(here):
     assert q.returncode==2 and 'holds a finished run' in q.stderr
     q = run(*args[2:], '--epochs', 9, '--out', 'b', cwd=here)
     assert q.returncode==2 and '--epochs 7, not 9' in q.stderr
+
+@pytest.mark.skipif(not hasattr(os, 'killpg'), reason='groups of processes as Unix has them')
+def test_a_signal_to_all_processes(folder, here):
+    "As a terminal and a cluster send it, to those that load data too: the epoch is ended, and the run goes on from there"
+    p = subprocess.Popen(cli(folder, '--epochs', 500, '--size', 16, '--bs', 16, '--workers', 1, '--out', 'out'), cwd=here, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                         text=True, env={**os.environ, 'OMP_NUM_THREADS':'1'}, start_new_session=True)
+    wait_for(here/'out', 1, p); os.killpg(p.pid, signal.SIGTERM)
+    said = p.communicate()[0]
+    assert p.returncode==128+signal.SIGTERM and 'Traceback' not in said and said.count('stopping at the end')==1, said
+    assert len(history(here/'out'))==said.count('epoch ') and any((here/'out'/'checkpoints'/'run').glob('*.pth'))
 
 def test_two_processes(here):
     """Several processes, unchanged: one folder, written once; killed and continued it ends the same. On CPUs accelerate starts several by MPI only, so

@@ -195,11 +195,11 @@ if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_after_fo
 
 def _folder_key(folder):
     s = os.stat(folder)
-    return (s.st_dev,s.st_ino) if s.st_ino else str(Path(folder).resolve())
+    return (s.st_dev,s.st_ino) if s.st_ino else (str(Path(folder).resolve()),)
 
 def lock_folder(
     folder:str|os.PathLike, # Of a run
-)->tuple|str: # For `unlock_folder`, also when the folder has gone in the meantime
+)->tuple: # For `unlock_folder`, also when the folder has gone in the meantime
     "Hold `folder` for one learner of this process; `FolderInUse` if another one has it"
     folder,key = Path(folder),_folder_key(folder)
     if key in locked_folders: raise FolderInUse(f"Another learner of this process is training into {folder}: choose another name for one of them")
@@ -222,5 +222,5 @@ def unlock_folder(
     folder:str|os.PathLike|tuple, # That may be locked by this process, or what `lock_folder` gave
 )->None:
     "Let go of `folder`"
-    fd = locked_folders.pop(folder if folder in locked_folders else _folder_key(folder), None)
+    fd = locked_folders.pop(folder if isinstance(folder, tuple) else _folder_key(folder), None)
     if fd is not None: os.close(fd)

@@ -18,7 +18,7 @@ import torch
 from fastai.callback.schedule import ParamScheduler
 from fastai.learner import Learner
 from fastai.torch_core import get_model
-from fastcore.foundation import L
+from fastcore.foundation import CollBase, L
 from torch import Tensor
 
 from .. import __version__
@@ -67,6 +67,7 @@ def _describe_loader(dl):
 def _describe_classes(dls):
     "The classes in their order; of many, how many and a checksum"
     names = next((o for k in ('vocab','classes') if (o := getattr(dls, k, None) or getattr(getattr(dls.train, 'dataset', None), k, None)) is not None), None)
+    names = names.items if isinstance(names, CollBase) else names
     words = [str(o) for o in names] if isinstance(names, (list,tuple,L)) else None
     return words if words is None or len(words)<=20 and all(len(o)<=40 for o in words) else f'{len(words)}, {_short_hash(words)}'
 
@@ -161,9 +162,10 @@ def _diff_schedules(here, saved):
     return [l for k in here for l in _diff(f'schedule, {k}', here[k], saved[k])[:1]]
 
 def _follows(aspect, name, found):
-    "What follows from a difference that is named already: the weight decay that suits another learning rate, the layers of another model"
+    "What follows from a difference that is named already: the weight decay that suits another learning rate, the order of other items, the layers of another model"
+    if 'order of the items' in name: return any(name.split(',')[1]+', checksum of the items' in o for o in found)
     if aspect=='optimizer': return name.startswith('optimizer, wd:') and any(o.startswith(('schedule, lr','epochs:')) for o in found)
-    return aspect=='layers' and bool(found)
+    return aspect=='layers' and any(o.split(':')[0]!=aspect for o in found)
 
 def _at_most_three(aspect, lines): return lines[:3] + ([f'{aspect}: {len(lines)-3} more differences'] if len(lines)>3 else [])
 
@@ -177,5 +179,5 @@ def diff_runs(
     for k in sorted(here, key=lambda k: k=='layers'):
         if k=='layers' and not same_torch: continue
         lines = _diff_schedules(here[k], saved[k]) if k=='schedule' else _diff(k, here[k], saved.get(k))
-        res += _at_most_three(k, [l for l in lines if not _follows(k, l, res)])
+        res += _at_most_three(k, [l for l in lines if not _follows(k, l, res+lines)])
     return res

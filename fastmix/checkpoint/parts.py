@@ -77,7 +77,7 @@ def named_callbacks(
 # %% ../../nbs/runs/02_parts.ipynb #de494ba8
 GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 CALLABLES = (FunctionType,MethodType,BuiltinMethodType,partial)
-_LEAVES = (str,bytes,bytearray,int,float,complex,type(None),type,ModuleType,Path,Tensor,np.ndarray,np.generic,torch.Size,torch.dtype,torch.device,Learner,*GENERATORS)
+_LEAVES = (str,bytes,bytearray,int,float,complex,type(None),type,ModuleType,Path,Tensor,np.ndarray,np.generic,np.ufunc,torch.Size,torch.dtype,torch.device,Learner,*GENERATORS)
 _LONG = 1000 # more items than this are data
 
 def _attrs(o):

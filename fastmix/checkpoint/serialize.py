@@ -34,7 +34,13 @@ def _get_state(o):
     if isinstance(o, np.random.RandomState): return o.get_state(legacy=False)
     if isinstance(o, torch.Generator): return o.get_state()
     if isinstance(o, Metric): return plain_attrs(vars(o))[0]
+    if isinstance(o, nn.Module): return dict(state=o.state_dict(), trainable=[p.requires_grad for p in o.parameters()], training=o.training)
     if has_state(o): return o.state_dict()
+
+def _set_module(m, state):
+    m.load_state_dict(state['state'])
+    for p,o in zip(m.parameters(), state['trainable']): p.requires_grad_(o)
+    m.train(state['training'])
 
 def _set_state(o, state):
     "Fill `o` with what `_get_state` gave"
@@ -42,6 +48,7 @@ def _set_state(o, state):
     elif isinstance(o, np.random.Generator): o.bit_generator.state = state
     elif isinstance(o, (np.random.RandomState,torch.Generator)): o.set_state(state)
     elif isinstance(o, Metric): set_attrs(o, state)
+    elif isinstance(o, nn.Module): _set_module(o, state)
     else: o.load_state_dict(state)
     return o
 
@@ -85,7 +92,7 @@ def _packed(o):
 
 def _plain_items(o):
     "A sequence: a list or tuple as it is, others with a tag"
-    if type(o) is set: return {to_plain(x) for x in o}
+    if type(o) is set and all(x is None or type(x) in (bool,int,float) for x in o): return set(o)
     data = (_packed(o) if type(o) in (list,tuple,L) else None) or [to_plain(x) for x in o]
     if type(o) is list: return data
     if type(o) is tuple: return tuple(data) if isinstance(data, list) else {_TAG:'tuple', 'data':data}
@@ -97,7 +104,7 @@ def _is_text(s):
     return True
 
 def _plain_dict(o):
-    plain_keys = all(k is None or type(k) in (bool,int,float) or type(k) is str and _is_text(k) for k in o)
+    plain_keys = _TAG not in o and all(k is None or type(k) in (bool,int,float) or type(k) is str and _is_text(k) for k in o)
     if type(o) in (dict,OrderedDict) and plain_keys: return type(o)((k,to_plain(v)) for k,v in o.items())
     return {_TAG:type(o).__name__, 'data':[(to_plain(k),to_plain(v)) for k,v in o.items()]}
 
@@ -125,10 +132,11 @@ def _array(data, dtype, shape):
     a = np.frombuffer(data.numpy().tobytes(), dtype=np.dtype(dtype))
     return a[0] if shape is None else a.reshape(shape).copy()
 
-_READERS = dict( # By tag: a function of the data, read already, of what else is in the dict, and of the object that is there
+_READERS = dict( # By tag: a function of the data, read already, of what else is in the dict, and of the object to fill
     tensor=None, path=lambda d,p,like: Path(d), str=lambda d,p,like: d.numpy().tobytes().decode('utf-8', 'surrogatepass'),
     numbers=lambda d,p,like: _numbers(d, p['of']), scalars=lambda d,p,like: list(d.clone().unbind()), array=lambda d,p,like: _array(d, p['dtype'], p['shape']),
     tuple=lambda d,p,like: tuple(d), L=lambda d,p,like: L(d), deque=lambda d,p,like: deque(d, p['maxlen']), frozenset=lambda d,p,like: frozenset(d),
+    set=lambda d,p,like: set(d),
     bytes=lambda d,p,like: d.numpy().tobytes(), bytearray=lambda d,p,like: bytearray(d.numpy().tobytes()), complex=lambda d,p,like: complex(*d),
     dict=lambda d,p,like: dict(d), OrderedDict=lambda d,p,like: OrderedDict(d), Counter=lambda d,p,like: Counter(dict(d)),
     defaultdict=lambda d,p,like: defaultdict(getattr(like, 'default_factory', None), d), state=lambda d,p,like: _fill(d, p['of'], like))
@@ -165,7 +173,8 @@ def from_plain(
     if p[_TAG] not in _READERS: raise ValueError(f"{str(p[_TAG])[:40]!r} is no kind of value that a checkpoint has")
     inside = like if p[_TAG] in ('tuple','L','deque') else None
     data = from_plain(p['data'], inside, device)
-    return from_plain(data.to(device), like) if p[_TAG]=='tensor' else _READERS[p[_TAG]](data, p, like)
+    if p[_TAG]=='tensor': return from_plain(data.to(device), like)
+    return _READERS[p[_TAG]](data, p, like)
 
 # %% ../../nbs/runs/00_serialize.ipynb #bd191847
 def is_filled(

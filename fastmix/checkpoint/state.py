@@ -24,7 +24,7 @@ from torch import Tensor,nn
 
 from .parts import (CALLABLES, GENERATORS, loaders_of, loss_module, named_callbacks, objects_in, only_shows, params_of,
     settings_of, why_not_restored)
-from .serialize import NotThereYet, cpu_copy, from_plain, has_state, is_filled, plain_attrs, set_attrs, to_plain
+from .serialize import NotThereYet, cpu_copy, from_plain, has_state, is_filled, may_set, plain_attrs, set_attrs, to_plain
 
 # %% ../../nbs/runs/04_state.ipynb #dcd97260
 def random_state()->dict:
@@ -73,7 +73,7 @@ def set_generator_states(
     "Put the generators back that belong to a part of the run"
     left = dict(states)
     for k,o in _reachable(learn, ignore):
-        if k in left and isinstance(o, GENERATORS): from_plain(left.pop(k), o)
+        if k in left and isinstance(o, GENERATORS) and from_plain(left.pop(k), o) is not o: raise ValueError(f"{k} is no state of a generator")
     return list(left)
 
 # %% ../../nbs/runs/04_state.ipynb #7383811d
@@ -90,8 +90,9 @@ def set_loader_state(
     state:dict, # From `loader_state`
 )->None: # Draws random numbers, which are put back later
     "Bring a loader to where it was"
-    if hasattr(dl, '_one_pass') and state['knows types'] != bool(vars(dl).get('_types')):
-        if state['knows types']: dl._one_pass()
+    knows = state['knows types']
+    if hasattr(dl, '_one_pass') and knows!=bool(vars(dl).get('_types')):
+        if knows: dl._one_pass()
         else: dl._types = None
     if 'order' in state and hasattr(dl, 'make_chunks'):
         for i,v in enumerate(state['order']): dl.items.idxs[i] = v # loader and lengths share this list
@@ -116,10 +117,15 @@ def _is_memory(name, value, given):
     return not _names_a_place(value) and not (name in given and isinstance(value, str))
 
 # %% ../../nbs/runs/04_state.ipynb #d82f6e44
+def _parts(learn):
+    "What belongs to the learner, and is saved and put back with it: a callback that holds one of these holds no state"
+    parts = [learn, learn.model, get_model(learn.model), learn.opt, learn.loss_func, learn.dls, *learn.cbs, *learn.dls.loaders]
+    return {id(o) for o in [*parts, *(getattr(dl, 'dataset', None) for dl in learn.dls.loaders)]}
+
 def _plain_memory(o, skip=(), given=()):
     "The memory of `o` in plain form, and the attributes that have none"
     res,rest = plain_attrs(vars(o), skip)
-    return {k:v for k,v in res.items() if _is_memory(k, vars(o)[k], given)}, rest
+    return {k:v for k,v in res.items() if may_set(o, k) and _is_memory(k, vars(o)[k], given)}, rest
 
 def _set_memory(o, state, device, given=()):
     "Put the memory of `o` back; the names of what there is no object for"
@@ -133,8 +139,7 @@ def _set_memory(o, state, device, given=()):
 
 def _inner_objects(cb, learn):
     "`(path, object)` for the objects that `cb` alone holds and that have attributes of their own"
-    parts = [learn, learn.model, get_model(learn.model), learn.opt, learn.loss_func, learn.dls, *learn.cbs, *learn.dls.loaders]
-    seen = {id(o) for o in [*parts, *(getattr(dl, 'dataset', None) for dl in learn.dls.loaders)]}
+    seen = _parts(learn)
     for k,v in vars(cb).items():
         for path,o in objects_in(v, k, seen) if k!='learn' else ():
             if type(getattr(o, '__dict__', None)) is dict and not has_state(o) and not isinstance(o, (Callback,type,*CALLABLES)): yield path,o
@@ -147,7 +152,8 @@ def callback_state(
     "What `cb` remembers, in plain form, without those of its `settings` that are values"
     if has_state(cb): return to_plain(cb.state_dict())
     fixed = {k for k in settings if _is_value(vars(cb)[k])}
-    res,_ = _plain_memory(cb, {'learn', *fixed, *(() if isinstance(cb, Recorder) else cb._stateattrs)}, settings_of(cb))
+    own = {k for k,v in vars(cb).items() if id(v) in _parts(cb.learn)}
+    res,_ = _plain_memory(cb, {'learn', *own, *fixed, *(() if isinstance(cb, Recorder) else cb._stateattrs)}, settings_of(cb))
     inside = {} if only_shows(cb) else {k:_plain_memory(o)[0] for k,o in _inner_objects(cb, cb.learn)}
     return {**res, _INSIDE:inside}
 
@@ -158,8 +164,7 @@ def set_callback_state(
 )->list[str]: # Names of what could not be put back
     "Put back what `cb` remembers"
     if has_state(cb): return cb.load_state_dict(from_plain(state, device=device)) or []
-    given = settings_of(cb)
-    inside = state.get(_INSIDE, {})
+    given,inside = settings_of(cb),state.get(_INSIDE, {})
     lost = _set_memory(cb, {k:v for k,v in state.items() if k not in (_INSIDE,'learn')}, device, given)
     for k,o in _inner_objects(cb, cb.learn) if inside else ():
         if k in inside: lost += [f'{k}.{n}' for n in _set_memory(o, inside[k], device)]
@@ -190,7 +195,7 @@ def late_objects(
         if has_state(cb) or only_shows(cb): continue
         for k,v in vars(cb).items():
             if k=='learn' or k in settings_of(cb): continue
-            if k not in at_start[name] and _needs_an_object(plain_attrs({k:v})[0].get(k)): res.append(f'{name}.{k} is a {type(v).__name__} that was not there when the fit began')
+            if k not in at_start[name] and id(v) not in _parts(learn) and _needs_an_object(plain_attrs({k:v})[0].get(k)): res.append(f'{name}.{k} is a {type(v).__name__} that was not there when the fit began')
             if _names_a_place(v) and not type(cb).__module__.startswith('fastai.'): res.append(f'{name}.{k} is a path, and paths are not taken from a file')
     return res
 
@@ -235,7 +240,7 @@ def set_weights(
     state:dict, # From `global_state`
 )->None: # A `ValueError`, before anything is changed, if they do not fit
     "Parameters and buffers of `model` become those of `state`"
-    here,new = {**dict(model.named_buffers()), **model.state_dict()},{**state['buffers'], **state['model']}
+    here,new = {**model.state_dict(), **dict(model.named_buffers())},{**state['model'], **state['buffers']}
     new = {k:from_plain(v) for k,v in new.items()}
     def shape(v): return tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__
     wrong = [k for k in {**here, **new} if k not in here or k not in new or shape(here[k])!=shape(new[k])]
@@ -290,7 +295,7 @@ def set_rank_state(
     lost = []
     for k,cb in named_callbacks(learn, ignore).items():
         if k in state['callbacks']: lost += [f'{k}.{n}' for n in set_callback_state(cb, state['callbacks'][k], device)]
-    for dl,s in zip(loaders_of(learn.dls), state['loaders']): set_loader_state(dl, s)
+    for dl,s in zip(loaders_of(learn.dls), state['loaders'], strict=True): set_loader_state(dl, s)
     lost += set_generator_states(learn, state['generators'], ignore)
     set_random_state(state['random']) # last, so that nothing draws after it
     return lost
