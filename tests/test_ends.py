@@ -1,7 +1,6 @@
 """However a fit ends, the learner is as good as before: every event x every exception, raised before or after ours, by the model, by
-the loss, by the data loader. A run without `-m full` tries those that differ: every exception at each event between which the loss is
-another one or the batch is, and at the others an ordinary one, an interrupt, the end of the fit, and the other cancels in turn."""
-import pickle
+the loss, by the data loader."""
+import itertools,pickle
 import pytest, torch
 from digits import *
 from copy import deepcopy
@@ -18,21 +17,6 @@ cause = dict(after_cancel_backward=('before_backward', CancelBackwardException),
              after_cancel_batch=('after_pred', CancelBatchException), after_cancel_train=('before_batch', CancelTrainException),
              after_cancel_validate=('before_validate', CancelValidException), after_cancel_epoch=('before_train', CancelEpochException),
              after_cancel_fit=('before_epoch', CancelFitException))
-
-inner = 'before_batch after_pred after_loss before_backward after_cancel_backward before_step after_cancel_step after_step after_cancel_batch after_batch'.split()
-full = pytest.mark.full
-positions = 'before','after'
-
-def event_cases():
-    "`(event, exception, position)`; those that only `-m full` runs are marked"
-    events = [e for e in _events if e!='after_create']
-    for i,ev in enumerate(events):
-        some = exceptions if ev in inner else [RuntimeError, KeyboardInterrupt, CancelFitException, cancels[i%len(cancels)]]
-        for j,ex in enumerate(exceptions):
-            for k,position in enumerate(positions):
-                both = ex is RuntimeError and ev in ('after_pred','after_loss')  # where the loss is put in place and taken away
-                tried = ex in some and (both or (i+j+k)%2)
-                yield pytest.param(ev, ex, position, id=f'{ev}-{ex.__name__}-{position}', marks=() if tried else full)
 
 class Raise(Callback):
     "Raises `ex` at its second chance, so that mixing has begun, or at its first, where there is one chance only"
@@ -98,7 +82,7 @@ def cross(*values, differs):
         yield pytest.param(*o, marks=() if differs(*o) else pytest.mark.full, id='-'.join(getattr(x, '__name__', x) for x in o))
 
 @pytest.mark.filterwarnings('ignore')
-@pytest.mark.parametrize('ev,ex,position', event_cases())
+@pytest.mark.parametrize('ev,ex,position', cross([e for e in _events if e!='after_create'], exceptions, ['before','after'], differs=differs))
 def test_events(dls, ev, ex, position):
     learn = learner(dls, MixUp())
     loss_func = learn.loss_func
@@ -109,13 +93,6 @@ def test_events(dls, ev, ex, position):
     end(learn, cbs=cbs)
     assert raiser.count>=2, 'the exception was never raised'
     good_as_new(learn, loss_func)
-
-def break_cases():
-    "`(where, exception, how)`: each place with each exception, and each way to give the callback in turn; the rest is marked"
-    for i,where in enumerate(['model','loss','data']):
-        for j,ex in enumerate(exceptions):
-            for k,how in enumerate(['learner','fit','two','class']):
-                yield pytest.param(where, ex, how, id=f'{how}-{where}-{ex.__name__}', marks=() if (i+j+k)%4==0 else full)
 
 class Breaks(nn.Module):
     "A model that raises in its third training batch"
@@ -137,7 +114,7 @@ def differs_in_how(how, where, ex):
     return ex in (RuntimeError, KeyboardInterrupt, CancelBatchException, CancelFitException) if how=='learner' else ex is RuntimeError
 
 @pytest.mark.filterwarnings('ignore')
-@pytest.mark.parametrize('where,ex,how', break_cases())
+@pytest.mark.parametrize('how,where,ex', cross(['learner','fit','two','class'], ['model','loss','data'], exceptions, differs=differs_in_how))
 def test_model_loss_data(dls, where, ex, how):
     "How: the callback in the learner, in `fit` only, two of them, or given as a class"
     model,loss_func = Breaks(ex) if where=='model' else None, BreakingLoss() if where=='loss' else CrossEntropyLossFlat()

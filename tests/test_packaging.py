@@ -38,7 +38,7 @@ def metadata(wheel): return Parser().parsestr(next(v for k,v in wheel.items() if
 def test_archives(built, wheel):
     with tarfile.open(built[0]) as t: have = {n.partition('/')[2] for n in t.getnames()}
     assert {'settings.ini', 'pyproject.toml', 'setup.py', 'README.md', 'LICENSE', 'CHANGELOG.md'} <= have
-    modules = {p.relative_to(root).as_posix() for p in package.rglob('*.py')}|{'fastmix/py.typed'}
+    modules = {p.relative_to(root).as_posix() for p in package.rglob('*.py')}|{'fastmix/py.typed'}|{p.relative_to(root).as_posix() for p in package.rglob('*.pyi')}
     files = {k for k in wheel if '.dist-info/' not in k}
     assert files==modules, f'missing {modules-files}, too much {files-modules}'
     assert any(k.endswith('LICENSE') for k in wheel)
