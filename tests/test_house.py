@@ -1,6 +1,6 @@
 """The rules of the house (CONTRIBUTING.md): modules are what the notebooks export, imports go one way, `import fastmix` is light,
 notebooks are clean, whoever reads an exported cell finds prose, docments and an example beside it, and README follows `index`."""
-import ast,copy,importlib,inspect,json,os,re,shutil,subprocess,sys
+import ast,copy,importlib,inspect,json,os,re,shutil,subprocess,sys,typing
 import pytest
 from house import (by_hand, directives, exports, groups, load, module_file, module_names, modules, name, nbs, notebooks, package, patched,
                    plain_groups, python, root, text)
@@ -218,6 +218,7 @@ def public_names(m):
     o = importlib.import_module(f'fastmix.{m}')
     for nm in set(o.__all__) & defined(m):
         c = getattr(o, nm)
+        if typing.get_origin(c) is not None: continue   # a name for a type, such as `Schedule`
         yield nm,c
         if not inspect.isclass(c): continue
         for k,f in vars(c).items():
