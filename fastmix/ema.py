@@ -162,7 +162,7 @@ def _memory_of(model):
     "What the parts of a recurrent model remember of the batch before, for those of fastai's that can forget it"
     return {m:{k:vars(m)[k] for k in ('hidden','bs') if k in vars(m)} for m in model.modules() if hasattr(m, 'reset')}
 
-def _set_memory(memory):
+def _restore_memory(memory):
     for m,d in memory.items(): vars(m).update(d)
 
 # %% ../nbs/callbacks/08_ema.ipynb #13fed16d
@@ -182,10 +182,10 @@ def after_pred(self:EMA):
     own = _memory_of(learn.model)
     with _holding(_weights(learn.model), self._avg):
         try:
-            _set_memory(self._memory)
+            _restore_memory(self._memory)
             pred = _predict(learn, self.order)
             self._seen,self._memory = (pred,learn.loss_func(pred, *learn.yb)),_memory_of(learn.model)
-        finally: _set_memory(own)
+        finally: _restore_memory(own)
 
 @patch
 def after_batch(self:EMA):
