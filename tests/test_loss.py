@@ -1,5 +1,5 @@
 "Every loss function on mixed targets: contract points 1, 2 and 5."
-import copy, pickle
+import copy, pickle, re
 from unittest import mock
 from dataclasses import dataclass
 from functools import partial
@@ -244,7 +244,8 @@ def test_every_loss_of_the_table_is_tried():
     (partial(F.huber_loss, delta=2.), 'huber_loss', 'regression numeric plain_mean'), (BaseLoss(nn.SmoothL1Loss, floatify=True), 'BaseLoss', 'regression numeric plain_mean'),
     (SoftTargetCrossEntropy(), 'SoftTargetCrossEntropy', 'linear soft_only'), (BinaryCrossEntropy(target_threshold=.5), 'BinaryCrossEntropy', 'plain_mean'),
     (torch.compile(nn.L1Loss(), backend='eager'), 'L1Loss', 'regression numeric plain_mean'), (torch.compile(F.mse_loss, backend='eager'), 'mse_loss', 'regression numeric plain_mean'),
-    (no_reduction, 'no_reduction', ''), (Weighted(), 'Weighted', ''), (partial(F.mse_loss, torch.zeros(1)), 'mse_loss', '')], ids=str)
+    (no_reduction, 'no_reduction', ''), (Weighted(), 'Weighted', ''), (partial(F.mse_loss, torch.zeros(1)), 'mse_loss', '')],
+    ids=lambda o: re.sub(' at 0x[0-9a-f]+', '', str(o)))
 def test_what_a_loss_is(f, name, traits):
     spec = loss_spec(f)
     assert spec.name==name
