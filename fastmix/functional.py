@@ -116,7 +116,7 @@ def _cutmix_box(rng, size, length, alpha, uniform):
     return _uniform_box(rng, share*s/np.maximum(1-share, 1e-6), size)
 
 # %% ../nbs/loop/00_functional.ipynb #ed107666
-def _fill_boxes(rng, input, target, indices, box, **kwargs):
+def _fill_box(rng, input, target, indices, box, **kwargs):
     "Fill `box` (1,d,2), the same for the whole batch, with the partners"
     n,area = len(input),1-float(box_area(box, _cut_size(input))[0])
     whole = np.array([[0,s] for s in input.shape[4:]], np.int64).reshape(-1, 2)
@@ -139,7 +139,7 @@ def cutmix_batch(
     if bbox is not None and length is not None: raise ValueError(f"length={length!r} and bbox={bbox!r}: give one of them")
     rng,size,alpha = _call_rng(),_cut_size(input),number('alpha', alpha)
     box = _cutmix_box(rng, size, length, alpha, uniform_sampling) if bbox is None else _to_box(bbox, size)
-    return _fill_boxes(rng, input, target, indices, box)
+    return _fill_box(rng, input, target, indices, box)
 
 # %% ../nbs/loop/00_functional.ipynb #18f19485
 def resizemix_batch(
@@ -155,7 +155,7 @@ def resizemix_batch(
     else:
         side = rng.uniform(*min_max('scope', scope, none=False))
         box = clipped_boxes(rng, (side*np.array(size)).astype(np.int64)[None], size)
-    return _fill_boxes(rng, input, target, indices, box, resize=True)
+    return _fill_box(rng, input, target, indices, box, resize=True)
 
 # %% ../nbs/loop/00_functional.ipynb #7f6b1537
 def _rest(mask): return ~mask if mask.dtype==torch.bool else 1-mask
