@@ -120,9 +120,9 @@ def blend_plain(
     "`blend` without its checks, for labels too"
     if _is_one_box(plan, x): return _paste_box(x.clone(), plan, source)
     w = _partner_weights(plan, x)
-    if plan.resize: return _blend_values(x, _resize_into_box(plan.partners_of(source), plan.box, x), w)
-    if _needs_grad(x): return _blend_values(x, plan.partners_of(source), w)
-    out = torch.empty_like(x)
+    out = None if _needs_grad(x) else torch.empty_like(x)
+    if plan.resize: return _blend_values(x, _resize_into_box(plan.partners_of(source), plan.box, x), w, out)
+    if out is None: return _blend_values(x, plan.partners_of(source), w)
     for s,xp in _partner_slices(plan, source):
         _blend_values(x[s], xp, w[s] if isinstance(w, Tensor) and len(w)>1 else w, out[s])
     return out

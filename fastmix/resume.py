@@ -63,6 +63,7 @@ class Resume(Callback):
         ignore = tuple(ignore) if isinstance(ignore, (list,tuple,L)) else (ignore,)
         _check_name(name)
         _check_resume(every_min, resume, keep, ignore)
+        fastmix.patches.keep_patches() # another library may have replaced the loop over the epochs since
         self.run_name,self.every_min,self.how,self.keep,self.ignore = str(name),every_min,resume,keep,ignore
         self._active,self._pause,self._lock,self._history = False,False,None,None
 

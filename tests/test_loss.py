@@ -1,5 +1,5 @@
 "Every loss function on mixed targets: contract points 1, 2 and 5."
-import copy, pickle
+import copy, pickle, re
 from unittest import mock
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +16,10 @@ from fastmix.lossspec import KNOWN_LOSSES, _defining_class
 from fastmix.plan import Plan
 from fastmix.target import *
 from fastmix.tensors import per_sample
+
+def words(o):
+    "The name of a case, the same in every process"
+    return re.sub(" at 0x[0-9a-f]+", "", str(o))
 
 N,C = 9,5
 W = torch.tensor([.5,2.,1.,3.,.25])
@@ -217,7 +221,7 @@ def test_dtypes(dtype):
     assert l.dtype==dtype
     torch.testing.assert_close(l.float().as_subclass(torch.Tensor), F.cross_entropy(pred, mixed), rtol=2e-2, atol=2e-2)
 
-@pytest.mark.parametrize('shape', [(6,1), (6,), (6,1,2,3), (6,2,3)], ids=str)
+@pytest.mark.parametrize('shape', [(6,1), (6,), (6,1,2,3), (6,2,3)], ids=words)
 def test_targets_with_a_dimension_to_spare(shape):
     "Targets `(n,1)`, which tables have: each sample keeps its own weight"
     torch.manual_seed(0)
@@ -244,7 +248,8 @@ def test_every_loss_of_the_table_is_tried():
     (partial(F.huber_loss, delta=2.), 'huber_loss', 'regression numeric plain_mean'), (BaseLoss(nn.SmoothL1Loss, floatify=True), 'BaseLoss', 'regression numeric plain_mean'),
     (SoftTargetCrossEntropy(), 'SoftTargetCrossEntropy', 'linear soft_only'), (BinaryCrossEntropy(target_threshold=.5), 'BinaryCrossEntropy', 'plain_mean'),
     (torch.compile(nn.L1Loss(), backend='eager'), 'L1Loss', 'regression numeric plain_mean'), (torch.compile(F.mse_loss, backend='eager'), 'mse_loss', 'regression numeric plain_mean'),
-    (no_reduction, 'no_reduction', ''), (Weighted(), 'Weighted', ''), (partial(F.mse_loss, torch.zeros(1)), 'mse_loss', '')], ids=str)
+    (no_reduction, 'no_reduction', ''), (Weighted(), 'Weighted', ''), (partial(F.mse_loss, torch.zeros(1)), 'mse_loss', '')],
+    ids=words)
 def test_what_a_loss_is(f, name, traits):
     spec = loss_spec(f)
     assert spec.name==name
@@ -487,7 +492,7 @@ def test_a_loss_with_parameters():
 
 def last_is_nan(y): y = y.clone(); y[-1] = float('nan'); return y
 @pytest.mark.parametrize('f', [*map(partial, [nn.MSELoss, nn.L1Loss, MSELossFlat, nn.BCEWithLogitsLoss]), lambda: F.huber_loss, lambda: (lambda p,t: ((p-t)**2).mean()),
-                               lambda: (lambda p,t: (p-t).abs().mean(1))], ids=str)
+                               lambda: (lambda p,t: (p-t).abs().mean(1))], ids=words)
 @pytest.mark.parametrize('force', [None,True])
 def test_a_nan_without_weight_reaches_nothing(f, force):
     "The last sample's target is missing; whoever has it as a partner, and itself, give it no weight"
