@@ -48,6 +48,10 @@ def per_sample(
     return tensor_on(a.reshape(-1, *[1]*(x.ndim-1)), x)
 
 # %% ../nbs/mix/01_tensors.ipynb #a69fe51c
+def _known_finite(a, b):
+    "Can the host tell, without waiting for a device, that both hold finite numbers only?"
+    return a.is_cpu and bool((a.detach().sum() + b.detach().sum()).isfinite())
+
 def exact_lerp(
     a:Tensor, # Taken where `w` is 0
     b:Tensor, # Taken where `w` is 1
@@ -56,7 +60,7 @@ def exact_lerp(
 )->Tensor:
     "`a + w*(b-a)`; where `w` is 0 or 1 a NaN or an infinity of the other one stays out"
     if isinstance(w, Tensor):
-        if a.is_cpu and (a.detach().sum() + b.detach().sum()).isfinite(): return torch.lerp(a, b, w, out=out)
+        if _known_finite(a, b): return torch.lerp(a, b, w, out=out)
         mixed = torch.where(w==0, a, torch.where(w==1, b, torch.lerp(a, b, w)))
     elif 0<w<1: return torch.lerp(a, b, w, out=out)
     else: mixed = b if w else a
