@@ -8,6 +8,7 @@ Docs: https://fastmix.github.io/fastmix/runs/distributed.html.md"""
 __all__ = []
 
 # %% ../nbs/runs/08_distributed.ipynb #9a9fd4d8
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -36,7 +37,7 @@ def _trainer(*args, **kwargs):
 def many_devices(self:Learner,
     sync_bn:bool|None=None, # Turn BatchNorm into SyncBatchNorm? `None`: yes where there is CUDA, which it needs
     **kwargs # To accelerate's `Accelerator`
-):
+)->Iterator[Learner]:
     "Train on all the processes that `accelerate launch` has started; does nothing in a single one"
     if num_distrib()<2:
         yield self

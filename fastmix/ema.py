@@ -9,6 +9,7 @@ __all__ = ['EMA_SHARE', 'EMA', 'n_steps']
 
 # %% ../nbs/callbacks/08_ema.ipynb #5ef8949c
 import dis
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
@@ -68,7 +69,7 @@ class EMA(Callback):
     order,remove_on_fetch = 55,True
     _stateattrs = ('_avg','_avg_metrics','_seen','_memory')
     def __init__(self,
-        decay:float|None=None, # Part of the average that stays in a step, in [0,1); `None`: it looks back over `EMA_SHARE` of the run
+        decay:float|None=None, # Part of the average that stays in a step, in [0,1); `None`: from `EMA_SHARE` of the run
         swap:bool=True, # Does the model get the averaged weights when the fit ends? If not, they are there for `averaged`
         validate:bool=True, # Validate the averaged weights after each epoch, in columns of their own?
     ):
@@ -138,9 +139,10 @@ def _follow(self:EMA):
 @contextmanager
 def averaged(self:EMA,
     learn:Learner|None=None, # The learner, if the callback is not part of it any more because the fit is over
-):
+)->Iterator[None]:
     "Within this context the model has the averaged weights"
-    if self._avg is None: raise ValueError("EMA has no averaged weights yet; they come with a fit: learn.fit_long(ema=EMA(swap=False))")
+    if self._avg is None: raise ValueError(
+        "EMA has no averaged weights yet; they come with a fit: learn.fit_long(ema=EMA(swap=False))")
     with _holding(_weights((learn or self.learn).model), {k:t.clone() for k,t in self._avg.items()}): yield
 
 # %% ../nbs/callbacks/08_ema.ipynb #4396db7f
@@ -228,6 +230,6 @@ def state_dict(self:EMA)->dict:
 @patch
 def load_state_dict(self:EMA,
     state:dict, # From `state_dict`
-):
+)->None:
     "Continue with these averaged weights"
     if state: self._new,self._n,self._avg = state['new'],state['n'],{k:_to_keep(t) for k,t in state['average'].items()}

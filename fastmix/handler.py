@@ -60,9 +60,9 @@ class MixHandler(Callback):
         mode:str='elem', # Who shares a weight: `'elem'` nobody, `'pair'` a sample and its partner, `'batch'` everyone
         prob:float=1., # Chance that a sample, pair or batch (as `mode` says) is mixed, in [0,1]
         label_smoothing:float=0., # ε in [0,1) for the one-hot targets; left to the loss if that smooths already
-        interpolate_loss:bool|None=None, # `True`: mix two losses; `False`: always use the mixed target; `None`: what is right for the loss
-        n_classes:int|tuple|None=None, # Classes of the one-hot targets, one number or one a target; `None`: `dls.c`, else the model's width
-        schedule:Schedule|None=None, # Function of a run's progress in [0,1] to a factor on `prob`, or to two, the second on what is given away
+        interpolate_loss:bool|None=None, # `True`: mix two losses; `False`: use the mixed target; `None`: what suits the loss
+        n_classes:int|tuple|None=None, # Classes, one number or one a target; `None`: `dls.c`, else the width of the output
+        schedule:Schedule|None=None, # Progress in [0,1] to a factor on `prob`, or to two, the second on what is given away
     ):
         self.mode,self.prob = one_of('mode', mode, MODES),number('prob', prob, 0, 1)
         self.label_smoothing = number('label_smoothing', label_smoothing, 0, 1, below=True)
@@ -186,8 +186,9 @@ def _shape_of(self:MixHandler, xb, yb):
     if not xs: check_input(xb[0])
     n = next((len(o) for o in (*yb,*xs) if isinstance(o, Tensor) and o.ndim), 0)
     odd = [o for o in xs if not o.ndim or len(o)!=n]
-    if odd: raise TypeError(f"an input of shape {tuple(odd[0].shape)} in a batch of {n} samples: all inputs must be tensors with a row "
-                            "for each sample; collate lists of pictures into one tensor in the data loader")
+    if odd: raise TypeError(
+        f"an input of shape {tuple(odd[0].shape)} in a batch of {n} samples: all inputs must be tensors with a row "
+        "for each sample; collate lists of pictures into one tensor in the data loader")
     self._check_inputs(xb)
     return n,next((tuple(o.shape[2:]) for o in xs if o.ndim>2), ()),xs[0].device
 
@@ -239,7 +240,8 @@ def _output_width(learn, i=0):
     with step_precision(learn): out = probe(learn.model, learn.xb)
     if isinstance(out, (tuple,list)): out = out[i if len(out)==len(learn.yb) else 0]
     if not isinstance(out, Tensor): raise ValueError(
-        f"n_classes=None: neither the loaders have a c nor has the model's output, a {type(out).__name__}, a width; give n_classes=…")
+        f"n_classes=None: neither the loaders have a c nor has the model's output, a {type(out).__name__}, a width; "
+        "give n_classes=…")
     ce = loss_spec(learn.loss_func).ce
     return out.shape[ce.axis if ce else -1]
 
@@ -251,10 +253,11 @@ def after_pred(self:MixHandler):
     if batch is None or batch.inputs is None or not len(learn.yb): return
     mixed,own,partner,lam = zip(*batch.targets)
     if not self._smooth and all(a is b for a,b in zip(own, partner)): return     # labels went with their pixels: nothing to mix
-    learn.loss_func = MixedLoss(learn.loss_func, own, batch.plan, mixed, self._smooth, self.interpolate_loss, partner, lam[0], self._spec)
+    learn.loss_func = MixedLoss(learn.loss_func, own, batch.plan, mixed, self._smooth, self.interpolate_loss, partner, lam[0],
+                                self._spec)
 
 @patch
-def restore(self:MixHandler):
+def restore(self:MixHandler)->None:
     "Give the learner what it had before this batch: its loss function"
     if isinstance(self.learn.loss_func, MixedLoss): self.learn.loss_func = self.learn.loss_func.loss_func
 
@@ -262,7 +265,8 @@ def restore(self:MixHandler):
 def after_loss(self:MixHandler):
     "Unwrap the loss, and keep its value for the end of the epoch"
     self.restore()
-    if self.batch is not None and self.batch.inputs is not None: self._losses.append((getattr(self.learn, 'iter', 0), self.learn.loss.detach()))
+    if self.batch is not None and self.batch.inputs is not None:
+        self._losses.append((getattr(self.learn, 'iter', 0), self.learn.loss.detach()))
 
 def _restore_in(*events):
     def restore(self): self.restore()
@@ -285,7 +289,9 @@ def after_batch(self:MixHandler):
 
 # %% ../nbs/callbacks/03_handler.ipynb #119f4116
 @patch
-def before_train(self:MixHandler): self._losses = []
+def before_train(self:MixHandler):
+    "An epoch begins: no losses are kept yet"
+    self._losses = []
 
 @patch
 def after_train(self:MixHandler):
@@ -295,9 +301,9 @@ def after_train(self:MixHandler):
     values = torch.stack([l.as_subclass(Tensor).sum() for _,l in losses]).tolist()
     bad = [(i,v) for (i,_),v in zip(losses, values) if not math.isfinite(v)]
     if not bad: return
-    warnings.warn(f"{type(self).__name__}: the loss of {len(bad)} of {len(losses)} mixed batches in epoch {self.learn.epoch} is not "
-                  f"finite, first in batch {bad[0][0]} (a loss of {bad[0][1]}); look at the data of that batch, lower the learning rate, "
-                  "or train in full precision")
+    warnings.warn(f"{type(self).__name__}: the loss of {len(bad)} of {len(losses)} mixed batches in epoch {self.learn.epoch} "
+                  f"is not finite, first in batch {bad[0][0]} (a loss of {bad[0][1]}); look at the data of that batch, "
+                  "lower the learning rate, or train in full precision")
 
 # %% ../nbs/callbacks/03_handler.ipynb #58c0b66a
 @patch

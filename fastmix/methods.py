@@ -43,7 +43,8 @@ class MixUp(MixHandler):
 
     def _close_partners(self):
         y = next((o for o in self.learn.yb if isinstance(o, Tensor) and o.is_floating_point()), None)
-        if y is None: raise ValueError("partner='close' compares targets as numbers, but they are whole numbers, classes: use partner='random'")
+        if y is None: raise ValueError(
+            "partner='close' compares targets as numbers, but they are whole numbers, classes: use partner='random'")
         return close_partners(y, int(self.rng.integers(2**62)), self.bandwidth)
 
 # %% ../nbs/callbacks/04_methods.ipynb #edade559
@@ -60,7 +61,8 @@ class CutMix(MixHandler):
         *, mode:str='batch', **kwargs # As `MixHandler`
     ):
         super().__init__(mode=mode, **kwargs)
-        self.alpha,self.minmax,self.correct_lam = number('alpha', alpha),min_max('minmax', minmax),one_of('correct_lam', correct_lam, (True,False))
+        self.alpha,self.minmax = number('alpha', alpha),min_max('minmax', minmax)
+        self.correct_lam = one_of('correct_lam', correct_lam, (True,False))
 
     def draw(self, n:int, size:tuple, prob:float, strength:float=1.)->Plan:
         _check_size(self, size)
@@ -85,8 +87,9 @@ class CutMixUp(MixHandler):
 
     def draw(self, n:int, size:tuple, prob:float, strength:float=1.)->Plan:
         _check_size(self, size)
-        return draw_cutmixup(self.rng, n, size=size, mix_alpha=self.mix_alpha, cut_alpha=self.cut_alpha, switch_prob=self.switch_prob,
-                             minmax=self.minmax, correct_lam=self.correct_lam, mode=self.mode, prob=prob, strength=strength)
+        return draw_cutmixup(self.rng, n, size=size, mix_alpha=self.mix_alpha, cut_alpha=self.cut_alpha,
+                             switch_prob=self.switch_prob, minmax=self.minmax, correct_lam=self.correct_lam,
+                             mode=self.mode, prob=prob, strength=strength)
 
 # %% ../nbs/callbacks/04_methods.ipynb #e0dd8d01
 class ResizeMix(MixHandler):
@@ -150,7 +153,8 @@ class RecursiveMix(MixHandler):
         before,yb = self.batch,self.learn.yb
         super().before_batch()
         if self.batch is None or self.batch is before: return
-        if self.batch.inputs is not None and self._smooth: yb = tuple(self._mix_target(y, self.plan, i, 0.).mixed for i,y in enumerate(yb))
+        if self.batch.inputs is not None and self._smooth:
+            yb = tuple(self._mix_target(y, self.plan, i, 0.).mixed for i,y in enumerate(yb))
         else: yb = self.learn.yb
         self.memory = map_tensors(lambda o: o.detach(), tuple(self.learn.xb)),yb
 
@@ -163,5 +167,6 @@ class RecursiveMix(MixHandler):
         if not plan.mixes: return super()._mix_target(y, plan, i, label_smoothing)
         check_target(y, self.batch.size, f'target {i}')
         if isinstance(y, Tensor) and target_kind(y)=='dense' and not is_dense_target(y, plan): raise ValueError(
-            f"target {i} has shape {tuple(y.shape)}, whole numbers but not a mask: RecursiveMix cannot add them up; use another mix")
+            f"target {i} has shape {tuple(y.shape)}, whole numbers but not a mask: RecursiveMix cannot add them up; "
+            "use another mix")
         return super()._mix_target(y, plan, i, label_smoothing, self.memory[1][i])

@@ -9,6 +9,7 @@ __all__ = ['is_ours', 'wrap_method', 'on_batch_end', 'keep_patches']
 
 # %% ../nbs/callbacks/01_patches.ipynb #048c1316
 import sys
+from collections.abc import Callable
 from functools import wraps
 
 from fastai import learner as fastai_learner
@@ -19,7 +20,7 @@ from torch import Tensor
 
 # %% ../nbs/callbacks/01_patches.ipynb #1809b82c
 def is_ours(
-    f, # A function
+    f:Callable, # A function
 )->bool:
     "Has `wrap_method` made `f`?"
     return getattr(f, '_wraps', (None,))[0] is f
@@ -27,7 +28,7 @@ def is_ours(
 def wrap_method(
     cls:type, # A class
     name:str, # One of its methods
-    around, # Function of the object, the method that was there, and the arguments
+    around:Callable, # Function of the object, the method that was there, and the arguments
 )->None:
     "Put `around` around a method; what an earlier call has put there is replaced"
     inner = getattr(cls, name)
@@ -55,7 +56,7 @@ def _one_batch(learn, one_batch, i, b):
 
 def on_batch_end(
     learn:Learner, # A learner
-    f, # Function without arguments
+    f:Callable, # Function without arguments
 )->bool: # `False` if no batch is running, or somebody has replaced `one_batch`: then `f` will not be called
     "Have `f` called when the batch ends, however it ends"
     cleanups = learn.__dict__.get('_cleanups')

@@ -9,8 +9,8 @@ __all__ = ['evaluating', 'step_precision', 'in_own_dtype', 'probe', 'same_random
 
 # %% ../nbs/callbacks/02_probe.ipynb #18ad0ece
 import random
-from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
 
 import numpy as np
@@ -24,7 +24,7 @@ from .tensors import map_tensors, nested_tensors
 @contextmanager
 def evaluating(
     model:nn.Module, # Any model
-):
+)->Iterator[None]:
     "`model` in evaluation mode for a moment; every module gets its own mode back"
     modes = {m:m.training for m in model.modules()}
     model.eval()
@@ -35,7 +35,7 @@ def evaluating(
 # %% ../nbs/callbacks/02_probe.ipynb #387ad3d5
 def step_precision(
     learn:Learner, # A learner in a fit
-): # A context
+)->AbstractContextManager: # A context
     "The context in which a step of `learn` computes: the `autocast` of a callback such as fastai's `MixedPrecision`, or none"
     return next((o for cb in learn.cbs if isinstance(o := vars(cb).get('autocast'), torch.autocast)), nullcontext())
 
@@ -48,7 +48,7 @@ def in_own_dtype(
     f:Callable, # Function of the inputs, which runs the model on them
     model:nn.Module, # The model
     xb:tuple, # Its inputs; tensors, or dicts and tuples of tensors
-): # What `f` gives
+)->object: # What `f` gives
     "`f` of a model's inputs; if the model does not take them as they are, of the same in the dtype of its weights"
     try: return f(xb)
     except RuntimeError:
@@ -60,7 +60,7 @@ def in_own_dtype(
 def probe(
     model:nn.Module, # Any model
     xb:tuple, # Its inputs, a batch of at least one sample; tensors, or dicts and tuples of tensors
-): # What the model gives
+)->object: # What the model gives
     "What the model predicts for the first sample; no statistics, random numbers or gradients are touched"
     xb = map_tensors(lambda o: o[:1], tuple(xb))
     with evaluating(model), torch.no_grad(): return in_own_dtype(lambda xb: model(*xb), model, xb)
@@ -68,8 +68,8 @@ def probe(
 # %% ../nbs/callbacks/02_probe.ipynb #ecfa4c9c
 @contextmanager
 def same_random(
-    dl, # A data loader
-):
+    dl:object, # A data loader
+)->Iterator[None]:
     "Random numbers go on after this context as if it had not been"
     old = [(o, copy(o.rng)) for o in (dl, getattr(dl, 'dl', None)) if isinstance(getattr(o, 'rng', None), random.Random)]
     state,nstate = random.getstate(),np.random.get_state()

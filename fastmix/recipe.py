@@ -38,9 +38,9 @@ from .resume import Resume
 class LongDefaults:
     "The settings of `fit_long`"
     n_epoch:int = 80 # the one cycle, as `fit_one_cycle` has it, but longer
-    div:float = 25.
-    div_final:float = 1e5
-    pct_start:float = .25
+    div:float = 25. # the run starts at `lr_max/div`
+    div_final:float = 1e5 # and ends at `lr_max/div_final`
+    pct_start:float = .25 # share of the run in which the learning rate rises
     schedule:Callable|None = off_after(.85) # mixing through the run
     wd:float|str|None = 'auto' # weight decay, see below
     shrink:float = 2.5 # weights shrink by `exp(-shrink)` over the run
@@ -91,7 +91,8 @@ def _why_not_mixed(xb, yb):
     "What in a batch cannot be mixed, in words"
     kind = next((getattr(o, 'dtype', type(o).__name__) for o in xb if not (isinstance(o, torch.Tensor) and o.is_floating_point())), None)
     if kind: return f"an input of {kind} cannot be blended. Try cbs=ManifoldMixUp()"
-    if odd := next((o for o in yb if not isinstance(o, torch.Tensor)), None): return f"a target that is a {type(odd).__name__} cannot be mixed"
+    odd = next((o for o in yb if not isinstance(o, torch.Tensor)), None)
+    if odd is not None: return f"a target that is a {type(odd).__name__} cannot be mixed"
     try:
         for o in yb: check_target(o, tuple(xb[0].shape[2:]))
     except (TypeError,ValueError) as e: return str(e)
@@ -166,7 +167,7 @@ def _extras(learn, cbs, save, resume, every_min, ema, clip, columns):
 @patch
 def fit_long(self:Learner,
     n_epoch:int=LONG.n_epoch, # Number of epochs
-    lr_max:float|slice|Sequence|None=None, # Highest learning rate, a `slice` for different ones by parameter group; `None`: the learner's `lr`
+    lr_max:float|slice|Sequence|None=None, # Highest learning rate, a `slice` for one by parameter group; `None`: the learner's `lr`
     div:float=LONG.div, # The run starts at `lr_max/div`
     div_final:float=LONG.div_final, # and ends at `lr_max/div_final`
     pct_start:float=LONG.pct_start, # Share of the run in which the learning rate rises
@@ -176,9 +177,9 @@ def fit_long(self:Learner,
     reset_opt:bool=False, # A new optimizer?
     start_epoch:int=0, # Skip this many epochs; a run with `save` finds out itself where to go on
     save:str|None=None, # Name under which the run is saved after each epoch; the same call, made again, continues it
-    resume:bool|str=True, # `False`: start afresh; `'weights'`: start a new cycle from the saved weights. Both put aside what is saved under that name
+    resume:bool|str=True, # `False`: start afresh; `'weights'`: a new cycle from the saved weights. Both put aside what is there
     every_min:float|None=None, # Save only when this many minutes have passed; `None`: after each epoch
-    schedule:Callable|None=LONG.schedule, # For mixing callbacks without one of their own; `None`: mixing is left to the learner's callbacks as they are
+    schedule:Callable|None=LONG.schedule, # For mixing callbacks without one of their own; `None`: they are left as they are
     ema:bool|float|EMA|None=LONG.ema, # `True`, a decay in [0,1) or an `EMA`: average the weights. `None`: do not
     clip:float|None=LONG.clip, # Largest norm of the gradients; `None`: no limit
     columns:bool=True, # Learning rate, momentum and mixing in the table?

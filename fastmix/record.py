@@ -35,7 +35,7 @@ def add_columns(
 
 # %% ../nbs/callbacks/07_record.ipynb #775cdb9e
 class MixRecorder(Callback):
-    "Records learning rate, momentum, chance of mixing and mean weight given away: each step in `recorder.hps`, each epoch in the table"
+    "Records learning rate, momentum, chance of mixing and mean weight given away: steps in `recorder.hps`, epochs in the table"
     order,run_valid,remove_on_fetch = 57,False,True
     def __init__(self,
         columns:bool=True, # Four more columns in the table and in `history.csv`?
@@ -75,5 +75,5 @@ class MixRecorder(Callback):
         for cb in self.learn.cbs:
             if isinstance(cb, ParamScheduler) and hasattr(cb, 'hps'): cb.hps.update(self._hps)
 
-    def state_dict(self): return {k:torch.tensor(v, dtype=torch.float64) for k,v in self._hps.items() if not self._new}
-    def load_state_dict(self, state): self._hps,self._new = {k:v.tolist() for k,v in state.items()},not state
+    def state_dict(self)->dict: return {k:torch.tensor(v, dtype=torch.float64) for k,v in self._hps.items() if not self._new}
+    def load_state_dict(self, state:dict)->None: self._hps,self._new = {k:v.tolist() for k,v in state.items()},not state

@@ -19,7 +19,8 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 
 import fastmix.patches
-from .checkpoint.files import (DamagedCheckpoint, FolderInUse, archive, archives, checkpoint_files, first_line, lock_folder, newest_checkpoint,
+from .checkpoint.files import (DamagedCheckpoint, FolderInUse, archive, archives, checkpoint_files, first_line, lock_folder,
+    newest_checkpoint,
     read_checkpoint, shown, unlock_folder, write_checkpoint)
 from .checkpoint.fingerprint import changes, diff_runs, environment, fingerprint, same_value
 from .checkpoint.history import RunHistory, csv_text, drop_stale_loggers, show_rows
@@ -30,7 +31,7 @@ from .checkpoint.state import (attrs_at_start, global_state, late_objects, not_r
 from .rank import all_gather, on_rank_zero, rank
 
 # %% ../nbs/runs/06_resume.ipynb #38f71d55
-_all_ = ['FolderInUse', 'newest_checkpoint', 'read_checkpoint', 'write_checkpoint'] # they live in `checkpoint`, and are imported from here
+_all_ = ['FolderInUse', 'newest_checkpoint', 'read_checkpoint', 'write_checkpoint'] # they live in `checkpoint`
 
 # %% ../nbs/runs/06_resume.ipynb #8ab0c58e
 def _check_name(name):
@@ -56,9 +57,9 @@ class Resume(Callback):
     def __init__(self,
         name:str|Path, # Name of the run: a folder under `learn.path/learn.model_dir`
         every_min:float|None=None, # Save only when this many minutes have passed since the last time; `None`: after each epoch
-        resume:bool|str=True, # `False`: start afresh; `'weights'`: start a new cycle from the saved weights. Both keep what is there in a numbered folder
+        resume:bool|str=True, # `False`: start afresh; `'weights'`: a new cycle from the saved weights. Both keep what is there in a numbered folder
         keep:int=2, # How many checkpoints are kept, 1 or more
-        ignore:type|tuple|list=(), # Classes of callbacks that do not belong to the run: they may come and go, and are neither saved nor compared
+        ignore:type|tuple|list=(), # Classes of callbacks that do not belong to the run: neither saved nor compared
     ):
         ignore = tuple(ignore) if isinstance(ignore, (list,tuple,L)) else (ignore,)
         _check_name(name)
@@ -158,7 +159,8 @@ def _load_or_start(self:Resume):
     if not saved or (d and not saved['done']): return self._start() # nothing is lost of a run that was stopped in its first epoch
     if d: raise OtherRun(self._refusal(saved, d))
     self._restore(saved)
-    if changed := changes(here, saved['environment']): self._tell(f"goes on with {', '.join(changed)}, so not bit by bit as it would have")
+    if changed := changes(here, saved['environment']):
+        self._tell(f"goes on with {', '.join(changed)}, so not bit by bit as it would have")
     return saved['done'] if not saved['ended'] else learn.n_epoch
 
 @patch
@@ -213,7 +215,8 @@ def _find(self:Resume):
     except OSError as e: raise self._os_error(e, self._folder) from e
     if saved is None or self.how=='weights' and saved.get('format')!=_FORMAT: return None
     if saved.get('format')==1:
-        raise ValueError(f"The checkpoint in {self._folder} was written by fastmix 0.1: finish that run with `pip install 'fastmix<0.2'`, "
+        raise ValueError(f"The checkpoint in {self._folder} was written by fastmix 0.1: "
+                         "finish that run with `pip install 'fastmix<0.2'`, "
                          "start a new cycle from its weights with resume='weights', or start afresh with resume=False")
     if saved.get('format')!=_FORMAT: raise ValueError(f"The checkpoint in {self._folder} was written by a newer fastmix: use that one")
     wrong = [k for k,t in _FIELDS.items() if not isinstance(saved.get(k), t)]
@@ -222,7 +225,8 @@ def _find(self:Resume):
 
 @patch
 def _not_ours(self:Resume, why):
-    return ValueError(f"The checkpoint in {self._folder} is whole, but not what this run saves ({why}): choose another name, or start afresh with resume=False")
+    return ValueError(f"The checkpoint in {self._folder} is whole, but not what this run saves ({why}): "
+                      "choose another name, or start afresh with resume=False")
 
 @patch
 def _refusal(self:Resume, saved, differences):
@@ -231,8 +235,10 @@ def _refusal(self:Resume, saved, differences):
     hint = "\nIf the split is a random one, give it a seed: RandomSplitter(seed=42)." if 'checksum of the items' in text else \
            "\nSort what a folder lists: get_items=lambda path: sorted(get_image_files(path))." if 'order of the items' in text else ''
     done = f" It is finished, after {saved['done']} epochs." if saved['ended'] or saved['done']==saved['run'].get('epochs') else ''
-    return (f"Resume('{self.run_name}'): the checkpoint in {self._folder} is of another run.{done}\n  " + '\n  '.join(dict.fromkeys(differences)) + hint +
-            "\nMake the same call as before, or choose another name, start a new cycle from its weights with resume='weights', or start afresh with resume=False.")
+    return (f"Resume('{self.run_name}'): the checkpoint in {self._folder} is of another run.{done}\n  " +
+            '\n  '.join(dict.fromkeys(differences)) + hint +
+            "\nMake the same call as before, or choose another name, start a new cycle from its weights with resume='weights', "
+            "or start afresh with resume=False.")
 
 # %% ../nbs/runs/06_resume.ipynb #a467b200
 @patch
@@ -264,23 +270,28 @@ def _start_cycle(self:Resume):
     learn.opt.clear_state()
     for p in learn.model.parameters(): p.grad = None
     old = on_rank_zero(self._archive)
-    self._tell(f"starts a new cycle of {learn.n_epoch} epochs from the weights in {name} (after {done} epochs). What was there is in {old or name.partition('/')[0]}")
+    self._tell(f"starts a new cycle of {learn.n_epoch} epochs from the weights in {name} (after {done} epochs). "
+               f"What was there is in {old or name.partition('/')[0]}")
     return self._start()
 
 def _all_numbers(weights):
-    return all(torch.isfinite(o).all() for d in weights.values() for o in d.values() if isinstance(o, torch.Tensor) and o.is_floating_point())
+    floats = [o for d in weights.values() for o in d.values() if isinstance(o, torch.Tensor) and o.is_floating_point()]
+    return all(torch.isfinite(o).all() for o in floats)
 
 @patch
 def _find_weights(self:Resume):
-    "In the first process: name of the newest checkpoint whose weights are numbers, its epochs, the number of the cycle to come, its weights"
+    "In the first process: name of the newest checkpoint whose weights are numbers, its epochs, number of the next cycle, weights"
     folders,cycle = [self._folder, *archives(self._folder)],None # a call that was killed may have moved them already
     for f in (f for d in folders for f in checkpoint_files(d)):
         try: saved = read_checkpoint(f)
         except DamagedCheckpoint: continue
-        try: weights,done,cycle = {k:saved['shared'][k] for k in ('model','buffers')},int(saved['done']),cycle or int(saved.get('cycle', 0))+1
+        try:
+            weights,done = {k:saved['shared'][k] for k in ('model','buffers')},int(saved['done'])
+            cycle = cycle or int(saved.get('cycle', 0))+1
         except Exception as e: raise self._not_ours(f'{type(e).__name__}: {first_line(e)}') from None
         if _all_numbers(weights): return f.relative_to(self._folder).as_posix(),done,cycle,weights
-    if cycle: raise ValueError(f"resume='weights': in no checkpoint in {self._folder} are all weights numbers; start afresh with resume=False")
+    if cycle: raise ValueError(
+        f"resume='weights': in no checkpoint in {self._folder} are all weights numbers; start afresh with resume=False")
     raise ValueError(f"resume='weights': nothing is saved in {self._folder} yet; leave resume out for the first cycle")
 
 @patch
@@ -324,8 +335,9 @@ def _save(self:Resume, done, ended='', must=False):
 @patch
 def _write(self:Resume, done, ended, own, run):
     h,path = self._history,self._folder/f'epoch_{done:04d}.pth'
-    state = dict(format=_FORMAT, done=done, ended=ended, cycle=self._cycle, run=to_plain(run), environment=environment(self.learn), own=own,
-                 rows=to_plain(h.rows), columns=list(self.learn.recorder.metric_names), offsets=to_plain(h.offsets), shared=global_state(self.learn))
+    state = dict(format=_FORMAT, done=done, ended=ended, cycle=self._cycle, run=to_plain(run),
+                 environment=environment(self.learn), own=own, rows=to_plain(h.rows), offsets=to_plain(h.offsets),
+                 columns=list(self.learn.recorder.metric_names), shared=global_state(self.learn))
     try:
         write_checkpoint(path, state)
         for f in checkpoint_files(self._folder)[self.keep:]: f.unlink()

@@ -64,7 +64,7 @@ class MixSchedule:
     "How likely, and how strongly, to mix at each point of a run"
     counts_epochs = True
     def __init__(self,
-        prob:float|Callable=1., # Factor on a callback's `prob`: a number in [0,1], or a function of progress that gives one, such as `SchedCos(1,0)`
+        prob:float|Callable=1., # Factor on `prob`: in [0,1], or a function of progress that gives one, such as `SchedCos(1,0)`
         strength:float|Callable=1., # Factor on what a sample gives away, `1-lam`: likewise
     ):
         self.prob = prob if callable(prob) else number('prob', prob, 0, 1)
@@ -75,14 +75,16 @@ class MixSchedule:
         n_epoch:int|None=None, # Epochs of the run; needed by schedules that count epochs
     )->MixFactors: # `(prob, strength)`, both in [0,1]
         "The factors at a point of the run; a `ValueError` if a function gives something outside of [0,1]"
-        return MixFactors(*factors(lambda pct: tuple(v(pct) if callable(v) else v for v in (self.prob,self.strength)), pct, n_epoch))
+        def both(pct): return tuple(v(pct) if callable(v) else v for v in (self.prob,self.strength))
+        return MixFactors(*factors(both, pct, n_epoch))
 
 # %% ../nbs/callbacks/00_schedule.ipynb #f0f4e878
 def _as_written(v):
     "An argument as it was written, as far as that can be told"
     if type(v).__name__=='_Annealer': return f"Sched{v.f.__name__[6:].capitalize()}({v.start:g}, {v.end:g})"
     if not callable(v): return repr(v)
-    return repr(v) if isinstance(v, MixSchedule) else getattr(v, '__qualname__', type(v).__name__).removesuffix('.<locals>._inner')
+    if isinstance(v, MixSchedule): return repr(v)
+    return getattr(v, '__qualname__', type(v).__name__).removesuffix('.<locals>._inner')
 
 _NEUTRAL = dict(prob=1., strength=1., start=0., fade=0., curve=SchedLin)
 
@@ -105,7 +107,8 @@ def __mul__(self:MixSchedule,
     other:Schedule, # Another schedule, or any function of progress
 )->MixSchedule:
     "Both at once: the factors are multiplied"
-    if not callable(other): raise TypeError(f"{other!r} is no schedule: multiply with another schedule, or with MixSchedule({other!r})")
+    if not callable(other): raise TypeError(
+        f"{other!r} is no schedule: multiply with another schedule, or with MixSchedule({other!r})")
     return _Product(self, other)
 
 # %% ../nbs/callbacks/00_schedule.ipynb #44cfb163
@@ -116,7 +119,7 @@ class warm_up(MixSchedule):
     def __init__(self,
         end:float|int=.1, # Full from here on: a share of the run (`float`) or a number of epochs (`int`)
         start:float=0., # Factor at the beginning, in [0,1]
-        curve:Callable=SchedLin, # How it rises: `SchedLin`, `SchedCos`, or another function of start and end that gives a function of position
+        curve:Callable=SchedLin, # How it rises: `SchedLin`, `SchedCos`, or what makes a function of position from start and end
     ):
         self.end,self.start,self.curve = _check_point('end', end),number('start', start, 0, 1),_check_curve(curve)
 
@@ -147,7 +150,7 @@ class hesitation(MixSchedule):
     "Mix always, then every other epoch, then with a falling chance ([paper](https://arxiv.org/abs/2101.04342))"
     def __init__(self,
         always:float|int=.6, # Up to here always: a share of the run (`float`) or a number of epochs (`int`)
-        alternate:float|int=.9, # From there up to here every other epoch, the first of them without; then the chance falls to 0 at the end of the run
+        alternate:float|int=.9, # From there to here every other epoch, the first without; then the chance falls to 0 at the end
     ):
         self.always,self.alternate = _check_point('always', always),_check_point('alternate', alternate)
         if type(self.always) is type(self.alternate) and self.always>self.alternate:

@@ -22,7 +22,8 @@ from .probe import evaluating, in_own_dtype
 from .tensors import map_tensors, nested_tensors
 
 # %% ../nbs/callbacks/05_tracing.ipynb #665dcf61
-LayerIO = namedtuple('LayerIO', 'kind shape node')  # what a layer was given or gave; `kind`: 'float', another dtype, or the name of a type
+# what a layer was given or gave; `kind`: 'float', another dtype, or the name of a type
+LayerIO = namedtuple('LayerIO', 'kind shape node')
 LayerCall = namedtuple('LayerCall', 'name module into out')  # one run of a layer
 # `sources`: (position of an input among the tensors of the batch, or an embedding; its node); `outs`: the prediction's nodes;
 # `tokens`: positions of the inputs that embeddings with a padding token are given as they are

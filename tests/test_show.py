@@ -13,6 +13,8 @@ from fastai.tabular.all import CategoryBlock, Categorify, FillMissing, Normalize
 from torch import nn
 import fastmix.all as fm
 from fastmix.all import show_mix
+from fastmix import functional
+from fastmix.functional import Mixup
 from fastmix.handler import MixHandler
 from kinds import KINDS, METHODS, Batches
 
@@ -148,7 +150,7 @@ def test_any_range_and_channels(lo, hi, c):
     x[0] /= 2
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        axs = show_mix(x, torch.arange(4), fm.Mixup(num_classes=4))
+        axs = show_mix(x, torch.arange(4), Mixup(num_classes=4))
         axs[0,0].figure.canvas.draw()
     pics = np.stack([ax.images[0].get_array() for ax in axs[0]])
     want = x[:,0].numpy() if c in (1,2) else x[:,:3].permute(0,2,3,1).numpy()
@@ -164,7 +166,7 @@ def test_plain_functions():
     from torchvision.transforms.v2 import CutMix
     (x,y),state = batch(),torch.get_rng_state()
     kept = x.clone()
-    mixes = [fm.Mixup(num_classes=4, inplace=True), CutMix(num_classes=4), Mixup(num_classes=4), lambda x,y: (x.flip(0),y.flip(0))]
+    mixes = [functional.Mixup(num_classes=4, inplace=True), CutMix(num_classes=4), Mixup(num_classes=4), lambda x,y: (x.flip(0),y.flip(0))]
     axs = show_mix(x, y, mixes, vocab=list('abcd'))
     assert axs.shape==(5,8) and torch.equal(x, kept) and torch.equal(state, torch.get_rng_state())
     assert [r[0].texts[0].get_text() for r in axs]==['before','Mixup','CutMix','Mixup','<lambda>']
@@ -173,7 +175,7 @@ def test_plain_functions():
 
 def test_plain_mix_stays_as_it_is():
     x,y = batch()
-    mix = fm.Mixup(num_classes=4, cutmix_alpha=1.)
+    mix = Mixup(num_classes=4, cutmix_alpha=1.)
     d = dict(mix.__dict__)
     show_mix(x, y, mix, boxes=True)
     assert mix.__dict__==d
@@ -182,12 +184,12 @@ def test_stats():
     x,y = batch()
     mean,std = [.5,.4,.3],[.2,.3,.1]
     z = (x-torch.tensor(mean).view(-1,1,1))/torch.tensor(std).view(-1,1,1)
-    axs = show_mix(z, y, fm.Mixup(num_classes=4), stats=(mean,std))
+    axs = show_mix(z, y, Mixup(num_classes=4), stats=(mean,std))
     np.testing.assert_allclose(axs[0,2].images[0].get_array(), x[2].permute(1,2,0), atol=1e-5)
 
 def test_plain_rows():
     x,y = torch.rand(6,5),torch.arange(6)%3
-    t = show_mix(x, y, fm.Mixup(num_classes=3, label_smoothing=0.))
+    t = show_mix(x, y, Mixup(num_classes=3, label_smoothing=0.))
     assert list(t.columns)==['weight',0,1,2,3,4,'label'] and len(t)==12
     own,partner,mixed = (t.xs(o, level=1) for o in ('own','partner','mixed'))
     w = own.weight.astype(float)
@@ -200,7 +202,7 @@ def test_plain_refuses(mix, err, says):
 
 def test_plain_refuses_rows_of_a_function():
     with pytest.raises(ValueError, match='partners'): show_mix(torch.rand(4,3), torch.arange(4), lambda x,y: (x,y))
-    with pytest.raises(ValueError, match='3 samples'): show_mix(torch.rand(4,3,2,2), torch.arange(3), fm.Mixup())
+    with pytest.raises(ValueError, match='3 samples'): show_mix(torch.rand(4,3,2,2), torch.arange(3), Mixup())
 
 # --- tables and text
 
@@ -238,7 +240,7 @@ def test_table_number_and_several():
 
 def test_table_as_html():
     "Long texts are shown in full"
-    from fastmix.show import _Table
+    from fastmix.show import _TextTable as _Table
     assert 'x'*200 in _Table(dict(text=['x'*200]))._repr_html_()
 
 def test_words():

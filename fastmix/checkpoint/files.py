@@ -54,7 +54,8 @@ def _sync_folder(folder):
     fd = os.open(folder, os.O_RDONLY)
     try: os.fsync(fd)
     except OSError as e:
-        if e.errno in (errno.EIO,errno.ENOSPC,errno.EDQUOT): raise # others say that folders cannot be synced here, as SMB does; the file is there
+        # others say that folders cannot be synced here, as SMB does; the file is there
+        if e.errno in (errno.EIO,errno.ENOSPC,errno.EDQUOT): raise
     finally: os.close(fd)
 
 def _write_hashed(f, state):
@@ -68,7 +69,7 @@ def write_checkpoint(
     path:str|os.PathLike, # File to write
     state:dict, # Plain types and tensors, see `torch.load(weights_only=True)`
 )->None:
-    "Write `state` to `path` in one piece: after a crash at any moment the file is the old or the new one; an `OSError` leaves the old one"
+    "Write `state` to `path` in one piece: after a crash the file is the old or the new one; an `OSError` leaves the old one"
     path = Path(path)
     tmp = path.with_name(f'.{path.name}.tmp')
     try:
@@ -86,13 +87,14 @@ def _check_sum(f, path):
     n,sha = f.seek(0, os.SEEK_END)-len(_MAGIC)-64,sha256()
     f.seek(0)
     for start in range(0, max(n, 0), 1<<20): sha.update(f.read(min(1<<20, n-start)))
-    if n<0 or f.read()!=_MAGIC+sha.hexdigest().encode(): raise DamagedCheckpoint(f"{path} is damaged: its checksum is not that of its content")
+    if n<0 or f.read()!=_MAGIC+sha.hexdigest().encode():
+        raise DamagedCheckpoint(f"{path} is damaged: its checksum is not that of its content")
     f.seek(0)
 
 def read_checkpoint(
     path:str|os.PathLike, # File that `write_checkpoint` wrote
 )->dict:
-    "The state in `path`, read without running code from it; a `ValueError` if the file is not what was written, or holds no checkpoint"
+    "The state in `path`, read without running its code; a `ValueError` if the file is not what was written, or no checkpoint"
     with os.fdopen(open_file(path, os.O_RDONLY), 'rb') as f:
         _check_sum(f, path)
         try: state = torch.load(f, map_location='cpu', weights_only=True)
@@ -118,7 +120,8 @@ def checkpoint_files(
     folder:str|os.PathLike, # Of a run
 )->list[Path]: # Links and folders are none
     "The checkpoints in `folder`, newest first"
-    found = {int(m[1]):f for f in Path(folder).glob('epoch_*.pth') if (m := re.fullmatch(r'epoch_([0-9]+)\.pth', f.name)) and stat.S_ISREG(f.lstat().st_mode)}
+    found = {int(m[1]):f for f in Path(folder).glob('epoch_*.pth')
+             if (m := re.fullmatch(r'epoch_([0-9]+)\.pth', f.name)) and stat.S_ISREG(f.lstat().st_mode)}
     return [found[k] for k in sorted(found, reverse=True)]
 
 def newest_checkpoint(
@@ -138,7 +141,8 @@ def archives(
     folder:str|os.PathLike, # Of a run
 )->list[Path]: # A link is none
     "The folders `old_1`, `old_2` … that earlier runs were moved into, newest first"
-    found = {int(m[1]):f for f in Path(folder).glob('old_*') if (m := re.fullmatch(r'old_([0-9]+)', f.name)) and stat.S_ISDIR(f.lstat().st_mode)}
+    found = {int(m[1]):f for f in Path(folder).glob('old_*')
+             if (m := re.fullmatch(r'old_([0-9]+)', f.name)) and stat.S_ISDIR(f.lstat().st_mode)}
     return [found[k] for k in sorted(found, reverse=True)]
 
 def archive(
@@ -180,7 +184,8 @@ def _owner(fd):
     "What a lock says of its holder; an `OSError` if the file is no lock of ours"
     os.lseek(fd, 0, os.SEEK_SET)
     text = os.read(fd, 300).decode('utf-8', 'replace')
-    if not re.fullmatch(r'([0-9]+ on [^\n]*)?', text): raise OSError(errno.EEXIST, "is no lock: another file has its name", 'lock')
+    if not re.fullmatch(r'([0-9]+ on [^\n]*)?', text):
+        raise OSError(errno.EEXIST, "is no lock: another file has its name", 'lock')
     return text
 
 # %% ../../nbs/runs/01_files.ipynb #4fb8b161
@@ -202,12 +207,14 @@ def lock_folder(
 )->tuple: # For `unlock_folder`, also when the folder has gone in the meantime
     "Hold `folder` for one learner of this process; `FolderInUse` if another one has it"
     folder,key = Path(folder),_folder_key(folder)
-    if key in locked_folders: raise FolderInUse(f"Another learner of this process is training into {folder}: choose another name for one of them")
+    if key in locked_folders:
+        raise FolderInUse(f"Another learner of this process is training into {folder}: choose another name for one of them")
     fd = open_file(folder/'lock', os.O_RDWR|os.O_CREAT)
     try:
         who = _owner(fd)
         locked = _lock_file(fd)
-        if locked is False: raise FolderInUse(f"Process {who} is training into {folder}: wait for it, end it, or choose another name")
+        if locked is False:
+            raise FolderInUse(f"Process {who} is training into {folder}: wait for it, end it, or choose another name")
         if locked is None: warnings.warn(f"There are no locks where {folder} is: take care that no second process trains into it")
         os.ftruncate(fd, 0)
         os.lseek(fd, 0, os.SEEK_SET)

@@ -31,7 +31,8 @@ def _item_words(o):
     if isinstance(o, (str,Path)): return '/'.join(str(o).replace('\\', '/').split('/')[-2:])
     if isinstance(o, (list,tuple,L)): return str([_item_words(x) for x in o])
     if isinstance(o, (int,np.integer)): return str(int(o))
-    whole = isinstance(o, Tensor) and not (o.is_floating_point() or o.is_complex()) or isinstance(o, np.ndarray) and o.dtype.kind in 'biuSU'
+    whole = (isinstance(o, Tensor) and not (o.is_floating_point() or o.is_complex())
+             or isinstance(o, np.ndarray) and o.dtype.kind in 'biuSU')
     return describe(o) if whole else type(o).__name__
 
 def _items_of(ds):
@@ -61,12 +62,14 @@ def _length(o):
 def _describe_loader(dl):
     d = vars(dl)
     ds = d.get('dataset')
-    return {'batches':_length(dl), 'items':_length(ds), 'checksum of the items':checksum_items(ds), 'order of the items':checksum_items(ds, ordered=True),
+    return {'batches':_length(dl), 'items':_length(ds),
+            'checksum of the items':checksum_items(ds), 'order of the items':checksum_items(ds, ordered=True),
             'batch size':d.get('bs', d.get('batch_size')), **{k:describe(d[k]) for k in ('shuffle','drop_last') if k in d}}
 
 def _describe_classes(dls):
     "The classes in their order; of many, how many and a checksum"
-    names = next((o for k in ('vocab','classes') if (o := getattr(dls, k, None) or getattr(getattr(dls.train, 'dataset', None), k, None)) is not None), None)
+    names = next((o for k in ('vocab','classes')
+                  if (o := getattr(dls, k, None) or getattr(getattr(dls.train, 'dataset', None), k, None)) is not None), None)
     names = names.items if isinstance(names, CollBase) else names
     words = [str(o) for o in names] if isinstance(names, (list,tuple,L)) else None
     return words if words is None or len(words)<=20 and all(len(o)<=40 for o in words) else f'{len(words)}, {_short_hash(words)}'
@@ -84,8 +87,10 @@ def _describe_opt(learn, scheduled):
     "The optimizer; hyper-parameters except those that a schedule sets, and the momentum that an earlier fit may have left behind"
     opt,hypers = learn.opt,list(learn.opt.hypers)
     names = {k for h in hypers for k in h} - {'mom',*scheduled}
-    return {'class':type(opt).__name__, 'made by':describe(learn.opt_func), 'frozen groups':opt.frozen_idx, 'wd_bn_bias':learn.wd_bn_bias, 'train_bn':learn.train_bn,
-            'parameters in groups':[len(pg) for pg in opt.param_lists], **{k:[describe(h.get(k)) for h in hypers] for k in sorted(names)}}
+    return {'class':type(opt).__name__, 'made by':describe(learn.opt_func), 'frozen groups':opt.frozen_idx,
+            'wd_bn_bias':learn.wd_bn_bias, 'train_bn':learn.train_bn,
+            'parameters in groups':[len(pg) for pg in opt.param_lists],
+            **{k:[describe(h.get(k)) for h in hypers] for k in sorted(names)}}
 
 def fingerprint(
     learn:Learner, # When all callbacks have prepared themselves for the fit
@@ -99,7 +104,8 @@ def fingerprint(
     return {'epochs':learn.n_epoch, 'processes':world_size(), 'device':next(model.parameters()).device.type,
             'model':{k:f'{v} {frozen.get(k, "")}'.strip() for k,v in _describe_tensors(model.named_parameters()).items()},
             'buffers':_describe_tensors(model.named_buffers()), 'layers':_layer_lines(model),
-            'data':{n:_describe_loader(dl) for n,dl in zip(['train','valid']+[f'loader {i}' for i in range(2, 99)], loaders_of(learn.dls))},
+            'data':{n:_describe_loader(dl)
+                    for n,dl in zip(['train','valid']+[f'loader {i}' for i in range(2, 99)], loaders_of(learn.dls))},
             'classes':_describe_classes(learn.dls), 'metrics':[_describe_metric(m) for m in learn.metrics],
             'schedule':schedules, 'optimizer':_describe_opt(learn, schedules), 'loss function':loss,
             'callbacks':{k:settings_of(cb) for k,cb in cbs.items() if not only_shows(cb)}}
@@ -112,7 +118,8 @@ def environment(
     dev = next(learn.model.parameters()).device
     name = torch.cuda.get_device_name(dev) if dev.type=='cuda' else dev.type
     workers = [getattr(dl, 'fake_l', dl).num_workers for dl in loaders_of(learn.dls)]
-    versions = dict(torch=str(torch.__version__), fastai=version('fastai'), numpy=np.__version__, python=platform.python_version(), fastmix=__version__)
+    versions = dict(torch=str(torch.__version__), fastai=version('fastai'), numpy=np.__version__,
+                    python=platform.python_version(), fastmix=__version__)
     return {**versions, 'threads':torch.get_num_threads(), 'device':name, 'workers':workers}
 
 def changes(
@@ -153,7 +160,9 @@ def _diff(name, here, saved):
 # %% ../../nbs/runs/03_fingerprint.ipynb #755b5291
 def _common_settings(here, saved):
     "A setting of a callback that only one side knows is not compared: a new version of the callback may have it"
-    def common(a, b): return {**a, 'callbacks':{k:{n:v for n,v in s.items() if n in b['callbacks'].get(k, s)} for k,s in a['callbacks'].items()}}
+    def common(a, b):
+        return {**a, 'callbacks':{k:{n:v for n,v in s.items() if n in b['callbacks'].get(k, s)}
+                                   for k,s in a['callbacks'].items()}}
     return common(here, saved), common(saved, here)
 
 def _diff_schedules(here, saved):
@@ -162,9 +171,11 @@ def _diff_schedules(here, saved):
     return [l for k in here for l in _diff(f'schedule, {k}', here[k], saved[k])[:1]]
 
 def _follows(aspect, name, found):
-    "What follows from a difference that is named already: the weight decay that suits another learning rate, the order of other items, the layers of another model"
+    "What follows from a difference that is named already"
+    # the weight decay that suits another learning rate, the order of other items, the layers of another model
     if 'order of the items' in name: return any(name.split(',')[1]+', checksum of the items' in o for o in found)
-    if aspect=='optimizer': return name.startswith('optimizer, wd:') and any(o.startswith(('schedule, lr','epochs:')) for o in found)
+    if aspect=='optimizer':
+        return name.startswith('optimizer, wd:') and any(o.startswith(('schedule, lr','epochs:')) for o in found)
     return aspect=='layers' and any(o.split(':')[0]!=aspect for o in found)
 
 def _at_most_three(aspect, lines): return lines[:3] + ([f'{aspect}: {len(lines)-3} more differences'] if len(lines)>3 else [])

@@ -23,7 +23,8 @@ class RunHistory:
         learn:Learner, # As it is before its callbacks begin a fit
     ):
         self.learn,self.rows = learn,[]
-        self.files = {cb:(learn.path/cb.fname).absolute() for cb in learn.cbs if isinstance(cb, CSVLogger)} # the folder may change in a fit
+        # absolute, since the folder may change in a fit
+        self.files = {cb:(learn.path/cb.fname).absolute() for cb in learn.cbs if isinstance(cb, CSVLogger)}
         self.before = {f:f.read_bytes() if f.is_file() else b'' for f in self.files.values()}
         self.offsets = {str(cb.fname):len(self.before[f]) if cb.append else 0 for cb,f in self.files.items()}
 

@@ -11,7 +11,7 @@ __all__ = ['GENERATORS', 'CALLABLES', 'loaders_of', 'check_batches', 'only_shows
 # %% ../../nbs/runs/02_parts.ipynb #8dba4dc0
 import inspect,io,random
 from collections import Counter,deque
-from collections.abc import Iterator
+from collections.abc import Callable,Iterator
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -42,7 +42,7 @@ def loaders_of(
 
 # %% ../../nbs/runs/02_parts.ipynb #4c54f4b5
 def check_batches(
-    dl, # fastai's or PyTorch's loader
+    dl:object, # fastai's or PyTorch's loader
 )->None:
     "A `ValueError` if there is nothing to train on"
     try: n,items = len(dl),len(dl.dataset)
@@ -50,7 +50,8 @@ def check_batches(
     if n: return
     if not items: raise ValueError("dls.train is empty: there is nothing to train on")
     bs = getattr(dl, 'bs', None) or getattr(dl, 'batch_size', None)
-    raise ValueError(f"bs={bs}: dls.train has {items} items, fewer than a batch, and leaves out the last, incomplete one. Make it bs={items} or less, or drop_last=False")
+    raise ValueError(f"bs={bs}: dls.train has {items} items, fewer than a batch, and leaves out the last, incomplete one. "
+                     f"Make it bs={items} or less, or drop_last=False")
 
 # %% ../../nbs/runs/02_parts.ipynb #fae7979a
 _LOGGERS = {f'fastai.callback.{o}' for o in 'progress tensorboard wandb comet azureml neptune'.split()}
@@ -77,7 +78,8 @@ def named_callbacks(
 # %% ../../nbs/runs/02_parts.ipynb #de494ba8
 GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 CALLABLES = (FunctionType,MethodType,BuiltinMethodType,partial)
-_LEAVES = (str,bytes,bytearray,int,float,complex,type(None),type,ModuleType,Path,Tensor,np.ndarray,np.generic,np.ufunc,torch.Size,torch.dtype,torch.device,Learner,*GENERATORS)
+_LEAVES = (str,bytes,bytearray,int,float,complex,type(None),type,ModuleType,Path,Tensor,
+           np.ndarray,np.generic,np.ufunc,torch.Size,torch.dtype,torch.device,Learner,*GENERATORS)
 _LONG = 1000 # more items than this are data
 
 def _attrs(o):
@@ -108,7 +110,8 @@ def _children(o):
     "What `o` holds, by name, without running any code of its class"
     if isinstance(o, partial): return {'func':o.func, 'args':o.args, 'keywords':o.keywords}
     if isinstance(o, (MethodType,BuiltinMethodType)): return {'self':o.__self__}
-    if isinstance(o, FunctionType): return {**_closed_over(o), 'defaults':o.__defaults__, 'kwdefaults':o.__kwdefaults__, **vars(o)}
+    if isinstance(o, FunctionType):
+        return {**_closed_over(o), 'defaults':o.__defaults__, 'kwdefaults':o.__kwdefaults__, **vars(o)}
     res = {**_items(o), **_attrs(o)}
     if isinstance(o, (DataLoader,torch.utils.data.DataLoader)): # what an epoch that was interrupted has left behind
         for k in ('it','_iterator'): res.pop(k, None)
@@ -120,7 +123,7 @@ def objects_in(
     path:str='', # Its name
     seen:set|None=None, # Numbers of the objects that were met before
     depth:int=20, # So many steps away at most
-): # Yields `(path, object)`, each object once
+)->Iterator: # Of `(path, object)`, each object once
     "All that `o` consists of, one after the other"
     seen = set() if seen is None else seen
     if id(o) in seen: return
@@ -150,7 +153,8 @@ def _describe_object(o):
     name = getattr(o, '__qualname__', None) or (o.__name__ if isinstance(o, np.ufunc) else type(o).__name__)
     if inspect.isroutine(o) or isinstance(o, (type,np.ufunc)): return name
     parts = {**vars(o), **dict(o.named_buffers())} if isinstance(o, nn.Module) else getattr(o, '__dict__', {})
-    parts = {k:describe(v) for k,v in parts.items() if not k.startswith('_') and k!='training' and type(v) in (bool,int,float,str,Tensor)}
+    parts = {k:describe(v) for k,v in parts.items()
+             if not k.startswith('_') and k!='training' and type(v) in (bool,int,float,str,Tensor)}
     return f"{name}({', '.join(f'{k}={parts[k]}' for k in sorted(parts))})"
 
 def describe(
@@ -171,7 +175,7 @@ def describe(
 def _as_floats(o): return [float(x) for x in np.array(list(o) if isinstance(o, (L,list,tuple)) else o, dtype='float64').ravel()]
 
 def schedule_values(
-    f, # A function of the progress in [0,1]
+    f:Callable|None, # A function of the progress in [0,1]
     n:int=32, # Number of steps
 )->dict|str|None: # What `describe` says, if `f` fails
     "The values of a schedule over the run, by per cent"

@@ -34,7 +34,8 @@ def _get_state(o):
     if isinstance(o, np.random.RandomState): return o.get_state(legacy=False)
     if isinstance(o, torch.Generator): return o.get_state()
     if isinstance(o, Metric): return plain_attrs(vars(o))[0]
-    if isinstance(o, nn.Module): return dict(state=o.state_dict(), trainable=[p.requires_grad for p in o.parameters()], training=o.training)
+    if isinstance(o, nn.Module):
+        return dict(state=o.state_dict(), trainable=[p.requires_grad for p in o.parameters()], training=o.training)
     if has_state(o): return o.state_dict()
 
 def _set_module(m, state):
@@ -61,7 +62,8 @@ def _new_generator(name, state):
     if name=='RandomState': return np.random.RandomState()
     if name!='Generator': return None
     if not isinstance(state, dict): return torch.Generator()
-    return np.random.Generator(_BIT_GENERATORS[state['bit_generator']]()) if state.get('bit_generator') in _BIT_GENERATORS else None
+    name = state.get('bit_generator')
+    return np.random.Generator(_BIT_GENERATORS[name]()) if name in _BIT_GENERATORS else None
 
 # %% ../../nbs/runs/00_serialize.ipynb #3d06ef50
 def cpu_copy(
@@ -80,13 +82,15 @@ def _as_bytes(b): return torch.frombuffer(bytearray(b), dtype=torch.uint8) if b 
 
 def _plain_array(o):
     if o.dtype.hasobject: raise TypeError("an array of objects has no plain form")
-    return {_TAG:'array', 'dtype':o.dtype.str, 'shape':list(o.shape) if isinstance(o, np.ndarray) else None, 'data':_as_bytes(o.tobytes())}
+    shape = list(o.shape) if isinstance(o, np.ndarray) else None
+    return {_TAG:'array', 'dtype':o.dtype.str, 'shape':shape, 'data':_as_bytes(o.tobytes())}
 
 # %% ../../nbs/runs/00_serialize.ipynb #0c26702f
 def _packed(o):
     "A long list of numbers, or of tensors of one number, as one tensor; `None` for any other"
     types = set(map(type, o)) if len(o)>8 else ()
-    if types in ({float},{np.float64}): return {_TAG:'numbers', 'of':types.pop().__name__, 'data':torch.tensor(list(o), dtype=torch.float64)}
+    if types in ({float},{np.float64}):
+        return {_TAG:'numbers', 'of':types.pop().__name__, 'data':torch.tensor(list(o), dtype=torch.float64)}
     if types=={Tensor} and len({(t.shape,t.dtype,t.device) for t in o})==1 and not o[0].ndim and o[0].device.type=='cpu':
         return {_TAG:'scalars', 'data':torch.stack(list(o)).detach()}
 
@@ -134,12 +138,15 @@ def _array(data, dtype, shape):
 
 _READERS = dict( # By tag: a function of the data, read already, of what else is in the dict, and of the object to fill
     tensor=None, path=lambda d,p,like: Path(d), str=lambda d,p,like: d.numpy().tobytes().decode('utf-8', 'surrogatepass'),
-    numbers=lambda d,p,like: _numbers(d, p['of']), scalars=lambda d,p,like: list(d.clone().unbind()), array=lambda d,p,like: _array(d, p['dtype'], p['shape']),
-    tuple=lambda d,p,like: tuple(d), L=lambda d,p,like: L(d), deque=lambda d,p,like: deque(d, p['maxlen']), frozenset=lambda d,p,like: frozenset(d),
-    set=lambda d,p,like: set(d),
-    bytes=lambda d,p,like: d.numpy().tobytes(), bytearray=lambda d,p,like: bytearray(d.numpy().tobytes()), complex=lambda d,p,like: complex(*d),
+    numbers=lambda d,p,like: _numbers(d, p['of']), scalars=lambda d,p,like: list(d.clone().unbind()),
+    array=lambda d,p,like: _array(d, p['dtype'], p['shape']),
+    tuple=lambda d,p,like: tuple(d), L=lambda d,p,like: L(d), deque=lambda d,p,like: deque(d, p['maxlen']),
+    frozenset=lambda d,p,like: frozenset(d), set=lambda d,p,like: set(d),
+    bytes=lambda d,p,like: d.numpy().tobytes(), bytearray=lambda d,p,like: bytearray(d.numpy().tobytes()),
+    complex=lambda d,p,like: complex(*d),
     dict=lambda d,p,like: dict(d), OrderedDict=lambda d,p,like: OrderedDict(d), Counter=lambda d,p,like: Counter(dict(d)),
-    defaultdict=lambda d,p,like: defaultdict(getattr(like, 'default_factory', None), d), state=lambda d,p,like: _fill(d, p['of'], like))
+    defaultdict=lambda d,p,like: defaultdict(getattr(like, 'default_factory', None), d),
+    state=lambda d,p,like: _fill(d, p['of'], like))
 
 class NotThereYet(ValueError): "The object that a state belongs to does not exist"
 

@@ -22,9 +22,10 @@ from fastai.torch_core import get_model
 from fastcore.foundation import L
 from torch import Tensor,nn
 
-from .parts import (CALLABLES, GENERATORS, loaders_of, loss_module, named_callbacks, objects_in, only_shows, params_of,
-    settings_of, why_not_restored)
-from .serialize import NotThereYet, cpu_copy, from_plain, has_state, is_filled, may_set, plain_attrs, set_attrs, to_plain
+from .parts import (CALLABLES, GENERATORS, loaders_of, loss_module, named_callbacks, objects_in, only_shows,
+    params_of, settings_of, why_not_restored)
+from fastmix.checkpoint.serialize import (NotThereYet, cpu_copy, from_plain, has_state, is_filled, may_set, plain_attrs,
+    set_attrs, to_plain)
 
 # %% ../../nbs/runs/04_state.ipynb #dcd97260
 def random_state()->dict:
@@ -73,12 +74,13 @@ def set_generator_states(
     "Put the generators back that belong to a part of the run"
     left = dict(states)
     for k,o in _reachable(learn, ignore):
-        if k in left and isinstance(o, GENERATORS) and from_plain(left.pop(k), o) is not o: raise ValueError(f"{k} is no state of a generator")
+        if k in left and isinstance(o, GENERATORS) and from_plain(left.pop(k), o) is not o:
+            raise ValueError(f"{k} is no state of a generator")
     return list(left)
 
 # %% ../../nbs/runs/04_state.ipynb #7383811d
 def loader_state(
-    dl, # fastai's or PyTorch's loader
+    dl:object, # fastai's or PyTorch's loader
 )->dict:
     "What a loader remembers from one epoch to the next, its generators aside"
     res = {'knows types':bool(vars(dl).get('_types'))}
@@ -86,7 +88,7 @@ def loader_state(
     return res
 
 def set_loader_state(
-    dl, # fastai's or PyTorch's loader
+    dl:object, # fastai's or PyTorch's loader
     state:dict, # From `loader_state`
 )->None: # Draws random numbers, which are put back later
     "Bring a loader to where it was"
@@ -142,7 +144,8 @@ def _inner_objects(cb, learn):
     seen = _parts(learn)
     for k,v in vars(cb).items():
         for path,o in objects_in(v, k, seen) if k!='learn' else ():
-            if type(getattr(o, '__dict__', None)) is dict and not has_state(o) and not isinstance(o, (Callback,type,*CALLABLES)): yield path,o
+            own = type(getattr(o, '__dict__', None)) is dict and not has_state(o)
+            if own and not isinstance(o, (Callback,type,*CALLABLES)): yield path,o
 
 # %% ../../nbs/runs/04_state.ipynb #28ef78d0
 def callback_state(
@@ -195,8 +198,11 @@ def late_objects(
         if has_state(cb) or only_shows(cb): continue
         for k,v in vars(cb).items():
             if k=='learn' or k in settings_of(cb): continue
-            if k not in at_start[name] and id(v) not in _parts(learn) and _needs_an_object(plain_attrs({k:v})[0].get(k)): res.append(f'{name}.{k} is a {type(v).__name__} that was not there when the fit began')
-            if _names_a_place(v) and not type(cb).__module__.startswith('fastai.'): res.append(f'{name}.{k} is a path, and paths are not taken from a file')
+            new = k not in at_start[name] and id(v) not in _parts(learn)
+            if new and _needs_an_object(plain_attrs({k:v})[0].get(k)):
+                res.append(f'{name}.{k} is a {type(v).__name__} that was not there when the fit began')
+            if _names_a_place(v) and not type(cb).__module__.startswith('fastai.'):
+                res.append(f'{name}.{k} is a path, and paths are not taken from a file')
     return res
 
 def not_restored(
@@ -207,13 +213,15 @@ def not_restored(
     res = []
     for path,o in _reachable(learn, ignore):
         why = why_not_restored(o)
-        if why and not (isinstance(o, IOBase) and (path.startswith('loader') or path.startswith('CSVLogger'))): res.append(f'{path} is {why}')
+        if why and not (isinstance(o, IOBase) and (path.startswith('loader') or path.startswith('CSVLogger'))):
+            res.append(f'{path} is {why}')
     return res + late_objects(learn, attrs_at_start(learn, ignore), ignore)
 
 # %% ../../nbs/runs/04_state.ipynb #b5d79346
 def _layer_settings(model):
     "The numbers and switches that each layer has, by its name"
-    res = {n:{k:v for k,v in vars(m).items() if type(v) in (bool,int,float) and k!='training' and k[0]!='_'} for n,m in model.named_modules()}
+    res = {n:{k:v for k,v in vars(m).items() if type(v) in (bool,int,float) and k!='training' and k[0]!='_'}
+           for n,m in model.named_modules()}
     return {n:d for n,d in res.items() if d}
 
 def _set_layer_settings(model, state):
