@@ -57,7 +57,7 @@ class Resume(Callback):
     def __init__(self,
         name:str|Path, # Name of the run: a folder under `learn.path/learn.model_dir`
         every_min:float|None=None, # Save only when this many minutes have passed since the last time; `None`: after each epoch
-        resume:bool|str=True, # `False`: start afresh; `'weights'`: a new cycle from the saved weights. Both keep what is there in a numbered folder
+        resume:bool|str=True, # `False`: start afresh; `'weights'`: a new cycle from the saved weights. Both put aside what is there
         keep:int=2, # How many checkpoints are kept, 1 or more
         ignore:type|tuple|list=(), # Classes of callbacks that do not belong to the run: neither saved nor compared
     ):
