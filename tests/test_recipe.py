@@ -377,13 +377,17 @@ def test_early_stopping_swaps(folder):
     np.testing.assert_allclose(learn.validate(), row[3:5], rtol=1e-5)
 
 class InValid(Callback):
-    "Raises in the second batch of the `k`-th pass over the validation set"
-    order,run_train,count = 80,False,0
-    def __init__(self, ex, k): self.ex,self.k = ex,k
-    def before_validate(self): self.count = 0
-    def before_batch(self):
-        self.count += 1
-        if self.count==2+2*(self.k-1) and self.epoch==1: raise self.ex('on purpose')
+    "In the second validation: raises in the model's run number `k`, the first with its own weights, the second with the averaged ones"
+    run_train = False
+    def __init__(self, ex, k): self.ex,self.k,self.count = ex,k,0
+    def before_validate(self):
+        if self.epoch!=1: return
+        def count(*args):
+            self.count += 1
+            if self.count==self.k:
+                handle.remove()
+                raise self.ex('on purpose')
+        handle = self.model.register_forward_pre_hook(count)
 
 @pytest.mark.parametrize('ex', [KeyboardInterrupt, RuntimeError])
 @pytest.mark.parametrize('k', [1,2])
