@@ -103,12 +103,14 @@ class Breaks(nn.Module):
         return self.net(x)
 
 class BreakingLoss(CrossEntropyLossFlat):
-    "Raises in its third call"
+    "Raises in its third training batch, whether it or a copy of it is called"
     count,ex = 0,None
-    def __call__(self, *args, **kwargs):
-        self.count += 1
-        if self.count==3: raise by_name[self.ex]('on purpose')
-        return super().__call__(*args, **kwargs)
+    def __call__(self, pred, *args, **kwargs):
+        if torch.is_grad_enabled() and pred.requires_grad: BreakingLoss.count += 1
+        if BreakingLoss.count==3:
+            BreakingLoss.count += 1
+            raise by_name[self.ex]('on purpose')
+        return super().__call__(pred, *args, **kwargs)
 
 def differs_in_how(how, where, ex):
     return ex in (RuntimeError, KeyboardInterrupt, CancelBatchException, CancelFitException) if how=='learner' else ex is RuntimeError
@@ -118,7 +120,7 @@ def differs_in_how(how, where, ex):
 def test_model_loss_data(dls, where, ex, how):
     "How: the callback in the learner, in `fit` only, two of them, or given as a class"
     model,loss_func = Breaks(ex) if where=='model' else None, BreakingLoss() if where=='loss' else CrossEntropyLossFlat()
-    loss_func.ex = ex.__name__
+    loss_func.ex,BreakingLoss.count = ex.__name__,0
     cbs = dict(learner=MixUp(), fit=None, two=[MixUp(), CutMix()], **{'class':CutMixUp})[how]
     learn = learner(dls, cbs, model, loss_func=loss_func)
     if where=='data':
