@@ -8,14 +8,11 @@ Docs: https://fastmix.github.io/fastmix/callbacks/methods.html.md"""
 __all__ = ['MixUp', 'CutMix', 'CutMixUp', 'ResizeMix', 'FMix', 'RecursiveMix']
 
 # %% ../nbs/callbacks/04_methods.ipynb #d650e11a
-from dataclasses import replace
-
 from torch import Tensor
 
 from .checks import min_max, number, one_of
 from .draw import draw_cutmix, draw_cutmixup, draw_fmix, draw_mixup, draw_recursivemix, draw_resizemix
 from .handler import MixHandler
-from .partners import close_partners
 from .plan import Plan
 from .target import check_target, is_dense_target, target_kind
 from .tensors import map_tensors, nested_tensors
@@ -25,27 +22,13 @@ class MixUp(MixHandler):
     "[MixUp](https://arxiv.org/abs/1710.09412): each sample blended with another, keeping at least half of itself"
     def __init__(self,
         alpha:float=.4, # Of Beta(alpha,alpha), 0 or more: small mixes little, 0 not at all
-        *, mode:str='elem', # Who shares a weight: `'elem'`, `'pair'` or `'batch'`
-        partner:str='random', # `'random'`, or `'close'`: drawn by how close the target is, for regression
-        bandwidth:float|None=None, # What close means, in the unit of the target; `None`: from the spread of the batch
-        **kwargs # As `MixHandler`
+        *, mode:str='elem', **kwargs # As `MixHandler`
     ):
         super().__init__(mode=mode, **kwargs)
-        self.alpha,self.partner = number('alpha', alpha),one_of('partner', partner, ('random','close'))
-        self.bandwidth = bandwidth if bandwidth is None else number('bandwidth', bandwidth, 1e-12)
-        if partner=='close' and mode=='pair': raise ValueError(
-            "partner='close' chooses for each sample, mode='pair' for two at once: use mode='elem' or 'batch'")
-        if bandwidth and partner!='close': raise ValueError(f"bandwidth={bandwidth!r} has a meaning only with partner='close'")
+        self.alpha = number('alpha', alpha)
 
     def draw(self, n:int, size:tuple, prob:float, strength:float=1.)->Plan:
-        plan = draw_mixup(self.rng, n, alpha=self.alpha, mode=self.mode, prob=prob, strength=strength)
-        return replace(plan, partner=self._close_partners()) if self.partner=='close' and plan.mixes else plan
-
-    def _close_partners(self):
-        y = next((o for o in self.learn.yb if isinstance(o, Tensor) and o.is_floating_point()), None)
-        if y is None: raise ValueError(
-            "partner='close' compares targets as numbers, but they are whole numbers, classes: use partner='random'")
-        return close_partners(y, int(self.rng.integers(2**62)), self.bandwidth)
+        return draw_mixup(self.rng, n, alpha=self.alpha, mode=self.mode, prob=prob, strength=strength)
 
 # %% ../nbs/callbacks/04_methods.ipynb #edade559
 def _check_size(handler, size):
@@ -132,6 +115,9 @@ class RecursiveMix(MixHandler):
     ):
         super().__init__(mode=mode, **kwargs)
         self.alpha = number('alpha', alpha, 0, 1)
+        if self.partner!='random' or self.imbalance is not None: raise ValueError(
+            f"partner={self.partner!r}, imbalance={self.imbalance!r}: RecursiveMix takes its partners from the batch before, "
+            "whose labels are mixed already; leave both alone")
 
     def draw(self, n:int, size:tuple, prob:float, strength:float=1.)->Plan:
         _check_size(self, size)

@@ -46,6 +46,7 @@ class Plan:
     size:tuple|None=None # Spatial size that boxes and masks were drawn for
     resize:bool=False # Is a box filled with the whole partner, resized, rather than with the same place of it?
     per_batch:bool=False # Do all samples share one weight and one box or mask?
+    kept:np.ndarray|None=None # (n,) float32, share of its own that a sample keeps where its label has another weight; `None`: `lam`
 
     @property
     def idx(self)->np.ndarray|Tensor:
@@ -80,8 +81,9 @@ def matches_dims(self:Plan,
 
 @patch(as_prop=True)
 def labels_only(self:Plan)->Plan:
-    "The same partners with the weights of the labels, without boxes and masks"
-    return Plan(self.n, self.lam, self.lam, self.partner, per_batch=self.per_batch)
+    "The same partners with the weights of the labels as they were drawn, without boxes and masks"
+    kept = self.lam if self.kept is None else self.kept
+    return Plan(self.n, kept, self.lam, self.partner, per_batch=self.per_batch)
 
 @patch
 def resized_to(self:Plan,

@@ -264,7 +264,7 @@ def majority_target(
     partner:Tensor|None=None, # (n,...) the partners' targets, or (n,C) their rows; `None`: `plan.partners_of` of `y`
 )->Tensor: # As `y`
     "The target, its own or its partner's, that has the larger part in each sample"
-    if not plan.n or plan.lam.min()>=.5: return y
+    if not plan.n or not isinstance(plan.lam, Tensor) and plan.lam.min()>=.5: return y
     t = y.as_subclass(Tensor)
     t1 = plan.partners_of(t) if partner is None else partner.as_subclass(Tensor)
     if t1.is_floating_point() and not t.is_floating_point(): t1 = t1.argmax(-1).view_as(t)
