@@ -142,7 +142,7 @@ def test_all_shadows_little():
     assert p.returncode==0, p.stderr[-2000:]
     assert set(p.stdout.split()) <= {'MixUp', 'CutMix', 'MixHandler'}
 
-@pytest.mark.parametrize('what,without', [('fastmix', 'torch fastai numpy matplotlib'), ('fastmix.functional', 'fastai matplotlib'),
+@pytest.mark.parametrize('what,without', [('fastmix', 'torch fastai numpy matplotlib'), ('fastmix.functional', 'fastai matplotlib'), ('fastmix.forward', 'fastai matplotlib'),
                                           ('fastmix._docs', 'torch fastai numpy matplotlib')])
 def test_light_import(what, without):
     p = python(f"import sys, {what}; print(*[m for m in {without.split()} if m in sys.modules])")
