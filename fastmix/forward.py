@@ -261,8 +261,9 @@ def mix_hidden(
     if not plan.mixes:
         yield MixedForward.__new__(MixedForward)
         return
-    if plan.box is not None or plan.mask is not None: raise ValueError(
+    if plan.size is not None: raise ValueError(
         "the plan has boxes or a mask, and hidden layers have other sizes: use a plan of weights, from draw_mixup")
+    if plan.then is not None: raise ValueError("the plan has several partners for each sample, and a forward pass is mixed with one")
     mixed = MixedForward(inner_model(model), plan, layers)
     try:
         yield mixed

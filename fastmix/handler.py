@@ -15,9 +15,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from fastai.callback.core import Callback
+from fastai.data.transforms import Normalize
 from fastai.learner import Learner
 from fastcore.basics import patch
 from fastcore.foundation import L
+from fastai.torch_basics import Pipeline, Transform
 from torch import Tensor
 
 from . import patches
@@ -66,6 +68,12 @@ def _check_imbalance(v, counts):
     elif counts is not None: raise ValueError(f"class_counts={counts!r} has a meaning only with imbalance=(kappa, tau)")
     return v, counts if counts is None else tuple(whole_number('class_counts', int(o) if isinstance(o, Tensor) else o, 0) for o in counts)
 
+def _check_augment(v):
+    if v is None: return None
+    tfms = list(v) if isinstance(v, (list,tuple,L)) else [v]
+    if tfms and all(isinstance(o, Transform) for o in tfms): return tfms
+    raise ValueError(f"augment={v!r}: must be None, a fastai Transform or a list of them, such as aug_transforms()")
+
 # %% ../nbs/callbacks/03_handler.ipynb #2d7078e9
 class MixHandler(Callback):
     "Mixes training batches: inputs are blended, targets mixed, the loss made to understand them"
@@ -83,6 +91,8 @@ class MixHandler(Callback):
         bandwidth:float|None=None, # What close means, in the unit of the target; `None`: from the spread of the batch
         imbalance:tuple|None=None, # Remix's (κ, τ), as (3, .5): labels go to a class that is κ times rarer; `None`: they are mixed alike
         class_counts:tuple|None=None, # How many samples each class has, for `imbalance`; `None`: the training set is asked
+        keep:bool=False, # Train on each batch twice, as it is and mixed, as RegMixup?
+        augment:Transform|list|None=None, # fastai's batch transforms for the samples that are not mixed
     ):
         self.mode,self.prob = one_of('mode', mode, MODES),number('prob', prob, 0, 1)
         self.label_smoothing = number('label_smoothing', label_smoothing, 0, 1, below=True)
@@ -93,6 +103,7 @@ class MixHandler(Callback):
         self.schedule,self.rng = schedule,None
         self.partner,self.bandwidth = _check_partner(partner, bandwidth, mode)
         self.imbalance,self.class_counts = _check_imbalance(imbalance, class_counts)
+        self.keep,self.augment = one_of('keep', keep, (True,False)),_check_augment(augment)
         self._init_state()
         patches.keep_patches()
 
@@ -127,11 +138,11 @@ def _on_device_of(batch, a): return torch.as_tensor(a).to(batch.device)
 @patch(as_prop=True)
 def lam(self:MixHandler)->Tensor|None:
     "(bs,) weight of each sample's own label in the latest training batch, on the device of the batch; 1: untouched"
-    return None if self.batch is None else _on_device_of(self.batch, self.plan.lam)
+    return None if self.batch is None else _on_device_of(self.batch, self.plan.own_share)
 
 @patch(as_prop=True)
 def idx(self:MixHandler)->Tensor|None:
-    "(bs,) index of each sample's partner in the latest training batch, its own where nothing is mixed"
+    "(bs,) index of each sample's partner, the first of several, in the latest training batch, its own where nothing is mixed"
     if self.batch is None: return None
     return _on_device_of(self.batch, self.plan.idx if self.plan.mixes else np.arange(self.plan.n))
 
@@ -194,11 +205,16 @@ def before_batch(self:MixHandler):
     n,size,device = self._shape_of(learn.xb, learn.yb)
     prob,strength = self._factors_now()
     plan = self._by_labels(self.draw(n, size, prob, strength))
+    xb,yb = learn.xb,learn.yb
+    if self.keep and plan.mixes: plan,(xb,yb) = plan.with_clean,self._twice(xb, yb)
     batch = self.batch = MixedBatch(plan, prob, strength, device, size)
+    source = xb,yb
+    if self.augment: xb,yb = learn.xb,learn.yb = self._augmented(xb, yb, plan.touched)
     if not (plan.mixes or self._smooth): return
     patches.on_batch_end(learn, self.restore)
-    batch.targets = tuple(self._mix_target(y, plan, i, self._smooth) for i,y in enumerate(learn.yb))
-    batch.inputs = self._blend_inputs(learn.xb, plan)
+    learn.yb = yb
+    batch.targets = tuple(self._mix_target(y, plan, i, self._smooth, None if y is s else s) for i,(y,s) in enumerate(zip(yb, source[1])))
+    batch.inputs = self._blend_inputs(xb, plan, source[0])
     learn.xb,learn.yb = batch.inputs,tuple(t.mixed for t in batch.targets)
 
 # %% ../nbs/callbacks/03_handler.ipynb #028ed815
@@ -220,7 +236,9 @@ def _check_inputs(self:MixHandler, xb):
     for o in nested_tensors(tuple(xb)): check_input(o)
 
 @patch
-def _blend_inputs(self:MixHandler, xb, plan): return map_tensors(lambda x: self.blend(x, plan), tuple(xb))
+def _blend_inputs(self:MixHandler, xb, plan, source):
+    sources = iter(nested_tensors(tuple(source)))
+    return map_tensors(lambda x: self.blend(x, plan, None if (s := next(sources)) is x else s), tuple(xb))
 
 # %% ../nbs/callbacks/03_handler.ipynb #cc17df59
 @patch
@@ -289,6 +307,47 @@ def _found_counts(self:MixHandler):
         "without reading all of them; give class_counts=(…), a number for each class")
     if len(counts)!=c: raise ValueError(f"class_counts={counts!r}: {len(counts)} numbers for {c} classes; give one for each")
     return counts
+
+# %% ../nbs/callbacks/03_handler.ipynb #304282cf
+@patch
+def _twice(self:MixHandler, xb, yb):
+    "The batch twice in a row"
+    if any(not isinstance(o, Tensor) for o in yb): raise TypeError(
+        "keep=True trains on each sample twice, and a target is no tensor: turn it into one in the data loader")
+    return tuple(map_tensors(lambda o: torch.cat([o,o]), tuple(o)) for o in (xb,yb))
+
+@patch
+def _augmented(self:MixHandler, xb, yb, touched):
+    "Inputs and targets, those that no mix touches transformed by `augment`"
+    if touched is None or not all(isinstance(o, Tensor) for o in xb): raise TypeError(
+        f"augment={self.augment!r} needs inputs that are tensors, and weights that are known on the host")
+    rows = torch.from_numpy(np.flatnonzero(~touched))
+    if not len(rows): return xb,yb
+    ys = [i for i,o in enumerate(yb) if isinstance(o, Tensor)]
+    old = (*xb, *(yb[i] for i in ys))
+    new = self._transformed(tuple(o[tensor_on(rows, o)] for o in old))
+    new = [_put_rows(o, tensor_on(rows, o), p) for o,p in zip(old, new)]
+    yb = list(yb)
+    for i,o in zip(ys, new[len(xb):]): yb[i] = o
+    return tuple(new[:len(xb)]),tuple(yb)
+
+@patch
+def _transformed(self:MixHandler, b):
+    "A batch that has gone through `augment`, without its normalisation"
+    norms = [f for f in getattr(getattr(self.learn.dls.train, 'after_batch', None), 'fs', []) if isinstance(f, Normalize)]
+    for f in norms: b = f.decode(b)
+    b = Pipeline(self.augment, split_idx=0)(b)
+    for f in norms: b = f(b)
+    return b
+
+def _put_rows(old, rows, new):
+    "`old` with other rows; the same object where nothing has changed"
+    if not old.is_floating_point() and old.ndim<3: return old             # labels have no place
+    if new.shape[1:]!=old.shape[1:]: raise ValueError(
+        f"augment= gives pictures of shape {tuple(new.shape[1:])}, the others have {tuple(old.shape[1:])}; use transforms that keep the size")
+    res = old.clone()
+    res[rows] = new.to(old.dtype)
+    return res
 
 # %% ../nbs/callbacks/03_handler.ipynb #0193a6f3
 @patch

@@ -47,7 +47,7 @@ class ManifoldMixUp(MixHandler):
         if self._points is None:
             with step_precision(self.learn): self._points = find_mix_points(self.layers, self.learn.model, xb)
 
-    def _blend_inputs(self, xb, plan):
+    def _blend_inputs(self, xb, plan, source):
         if not plan.mixes: return xb
         point = self._points[int(self.rng.integers(len(self._points)))]
         self._layer = point.name

@@ -102,7 +102,7 @@ def test_one_name_one_meaning():
 
 # --- what users import
 
-all_names = """MixUp CutMix CutMixUp ResizeMix FMix RecursiveMix ManifoldMixUp MixHandler find_layers
+all_names = """MixUp CutMix CutMixUp ResizeMix FMix RecursiveMix RICAP ZetaMix ManifoldMixUp MixHandler find_layers
     MixFactors MixSchedule hesitation off_after warm_up MixRecorder EMA LONG run_wd
     Resume FolderInUse OtherRun newest_checkpoint read_checkpoint write_checkpoint
     show_mix mix_label plot_lam plot_run plot_schedule planned_run""".split()
