@@ -53,6 +53,7 @@ from fastcore.script import call_parse, is_cli
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 
+from .checkpoint.files import FolderInUse, write_whole
 from .checks import min_max, number, one_of, whole_number
 from .data import BadArgument, digit_dls, folder_dls
 from .draw import MODES
@@ -60,8 +61,8 @@ from .methods import CutMix, CutMixUp, MixUp
 from .models import arch_names, make_model
 from .plots import plot_run
 from .recipe import LONG
-from .resume import FolderInUse, OtherRun
-from .runs import is_finished, pictures_checksum, run_folder, write_whole
+from .resume import OtherRun
+from .runs import is_finished, pictures_checksum, run_folder
 from .schedule import hesitation, off_after, warm_up
 
 # %% ../nbs/command/03_train.ipynb #9512b9c3
