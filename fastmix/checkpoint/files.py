@@ -6,8 +6,8 @@ Docs: https://fastmix.github.io/fastmix/runs/files.html.md"""
 
 # %% auto #0
 __all__ = ['locked_folders', 'open_file', 'write_whole', 'write_checkpoint', 'DamagedCheckpoint', 'read_checkpoint', 'first_line',
-           'shown', 'checkpoint_files', 'newest_checkpoint', 'archives', 'archive', 'FolderInUse', 'lock_folder',
-           'unlock_folder']
+           'shown', 'checkpoint_file', 'checkpoint_files', 'newest_checkpoint', 'archives', 'archive', 'FolderInUse',
+           'lock_folder', 'unlock_folder']
 
 # %% ../../nbs/runs/01_files.ipynb #a33e6466
 import errno,os,platform,re,stat,warnings
@@ -125,12 +125,20 @@ def shown(
     return s.encode('utf-8', 'replace').decode()
 
 # %% ../../nbs/runs/01_files.ipynb #206c2091
+def checkpoint_file(
+    folder:Path, # Of a run
+    epoch:int, # Number of epochs that are done, 0 or more
+    batch:int=0, # Number of batches of the next epoch that are done, 0 or more
+)->Path:
+    "Where a checkpoint is written"
+    return folder/(f'epoch_{epoch:04d}_batch_{batch:06d}.pth' if batch else f'epoch_{epoch:04d}.pth')
+
 def checkpoint_files(
     folder:str|os.PathLike, # Of a run
 )->list[Path]: # Links and folders are none
     "The checkpoints in `folder`, newest first"
-    found = {int(m[1]):f for f in Path(folder).glob('epoch_*.pth')
-             if (m := re.fullmatch(r'epoch_([0-9]+)\.pth', f.name)) and stat.S_ISREG(f.lstat().st_mode)}
+    found = {(int(m[1]),int(m[2] or 0)):f for f in Path(folder).glob('epoch_*.pth')
+             if (m := re.fullmatch(r'epoch_([0-9]+)(?:_batch_([0-9]+))?\.pth', f.name)) and stat.S_ISREG(f.lstat().st_mode)}
     return [found[k] for k in sorted(found, reverse=True)]
 
 def newest_checkpoint(
