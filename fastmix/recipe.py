@@ -155,13 +155,15 @@ def _advise(n_epoch):
          "This is said once; advice=False silences it")
 
 # %% ../nbs/runs/09_recipe.ipynb #7342fb18
-def _extras(learn, cbs, save, resume, every_min, ema, clip, columns):
+def _extras(learn, cbs, save, resume, every_min, max_minutes, ema, clip, columns):
     "The callbacks that `fit_long` adds, except those of which the user has one already"
     res = [MixRecorder(columns=columns)]
     if not _off(ema): res.append(ema if isinstance(ema, EMA) else EMA(None if ema is True else ema))
     if not _off(clip): res.append(GradientClip(clip))
     res = [cb for cb in res if not any(isinstance(o, type(cb)) for o in learn.cbs+cbs)]
-    return res if save is None else res+[Resume(save, every_min=every_min, resume=resume)]
+    if save is not None: return res+[Resume(save, every_min, resume, max_minutes=max_minutes)]
+    if max_minutes is not None: raise ValueError(f"max_minutes={max_minutes!r}: a run that ends early must be saved; give it a name with save='run1'")
+    return res
 
 # %% ../nbs/runs/09_recipe.ipynb #d15ce967
 @patch
@@ -176,9 +178,10 @@ def fit_long(self:Learner,
     cbs:Callback|type|Sequence|None=None, # More callbacks for this fit
     reset_opt:bool=False, # A new optimizer?
     start_epoch:int=0, # Skip this many epochs; a run with `save` finds out itself where to go on
-    save:str|None=None, # Name under which the run is saved after each epoch; the same call, made again, continues it
+    save:str|None=None, # Name under which the run is saved; the same call, made again, continues it
     resume:bool|str=True, # `False`: start afresh; `'weights'`: a new cycle from the saved weights. Both put aside what is there
-    every_min:float|None=None, # Save only when this many minutes have passed; `None`: after each epoch
+    every_min:float|None=None, # Save whenever this many minutes have passed, between two batches; `None`: after each epoch
+    max_minutes:float|None=None, # Save and end before this many minutes have passed; the same call continues. `None`: no limit
     schedule:Callable|None=LONG.schedule, # For mixing callbacks without one of their own; `None`: they are left as they are
     ema:bool|float|EMA|None=LONG.ema, # `True`, a decay in [0,1) or an `EMA`: average the weights. `None`: do not
     clip:float|None=LONG.clip, # Largest norm of the gradients; `None`: no limit
@@ -191,7 +194,7 @@ def fit_long(self:Learner,
     def mixing(): return [cb for cb in self.cbs+cbs if isinstance(cb, MixHandler)]
     if schedule is not None and not mixing(): cbs += _recommended(self.dls)
     if advice and mixing(): _advise(n_epoch)
-    cbs += _extras(self, cbs, save, resume, every_min, ema, clip, columns)
+    cbs += _extras(self, cbs, save, resume, every_min, max_minutes, ema, clip, columns)
     cycle = n_epoch,lr_max,div,div_final,pct_start
     before = _Before(self, mixing())
     wd = _wd(self, wd, cbs, *cycle)

@@ -33,7 +33,7 @@ from .checkpoint.serialize import from_plain, to_plain
 from .checkpoint.state import (attrs_at_start, draw_state, epoch_state, global_state, late_objects, not_restored, rank_state,
     set_draw_state, set_epoch_state, set_global_state, set_rank_state, set_weights)
 from .checkpoint.winding import batches_from, epoch_seed, why_not_wound
-from .rank import all_gather, on_rank_zero, rank
+from .rank import all_gather, on_rank_zero, rank, world_size
 
 # %% ../nbs/runs/08_resume.ipynb #38f71d55
 _all_ = ['FolderInUse', 'newest_checkpoint', 'read_checkpoint', 'write_checkpoint'] # they live in `checkpoint`
@@ -74,6 +74,7 @@ class Resume(Callback):
         fastmix.patches.keep_patches() # another library may have replaced the loop over the epochs since
         self.run_name,self.every_min,self.max_minutes,self.how,self.keep,self.ignore = str(name),every_min,max_minutes,resume,keep,ignore
         self._active,self._asked,self._lock,self._history,self._middle = False,0,None,None,None
+        self.between_batches,self.paused = False,False # is it saved there; and did the last fit end before the run was done?
 
     def before_fit(self):
         "Note what other callbacks are about to change, and the folder, which is relative to one that may change in a fit"
@@ -129,7 +130,7 @@ def _run_all(self:Resume):
     self._active = True
     if self._ended: raise CancelFitException()
     with ExitStack() as held:
-        if self._inside: # else nothing could be saved when a signal comes
+        if self.between_batches: # else nothing could be saved when a signal comes
             held.enter_context(deaf_workers(learn.dls.loaders))
             held.enter_context(asked_by_signals(self._ask))
         for epoch in range(first, learn.n_epoch):
@@ -167,7 +168,7 @@ def _why_between_epochs(self:Resume):
     theirs = getattr(type(learn).all_batches, '_wraps', [type(learn).all_batches])[-1].__module__!='fastai.learner'
     why = "something has replaced `Learner.all_batches`" if theirs else why_not_wound(learn.dls.train)
     wanted = self.every_min is not None or self.max_minutes is not None
-    self._inside = wanted and not why
+    self.between_batches = wanted and not why
     if wanted and why and not rank():
         warnings.warn(f"Resume('{self.run_name}') saves between epochs only, since the training loader cannot begin in the middle of one: {why}")
     return why
@@ -178,14 +179,14 @@ def run_batches(self:Resume,
 )->None:
     "fastai's loop over the batches; in training, if a run is saved between two, from the first that is not done yet"
     learn,saved = self.learn,self._middle
-    if not (self._active and learn.training and (self._inside or saved)): return all_batches(learn)
+    if not (self._active and learn.training and (self.between_batches or saved)): return all_batches(learn)
     if saved: set_draw_state(learn, saved['own'][rank()]['start'], self.apart)
     self._middle,self._start_of_epoch,self._met_at = None,draw_state(learn, self.apart),time.monotonic()
     learn.n_iter,first = len(learn.dl),saved['batch'] if saved else 0
     with batches_from(learn.dl, first, epoch_seed(learn.dl), partial(self._put_back, saved)) as batches:
         for i,b in enumerate(batches, first):
             learn.one_batch(i, b)
-            if self._inside: self._between(i+1)
+            if self.between_batches: self._between(i+1)
     self._trained_at = time.monotonic()
 
 # %% ../nbs/runs/08_resume.ipynb #8999d9cb
@@ -208,6 +209,7 @@ def _between(self:Resume, batch):
 @patch
 def _leave(self:Resume, done, batch=0):
     "End, now that everything is saved"
+    self.paused = True
     where = f'{self._where(done, batch)}; the same call goes on from there'
     if self._asked==1:
         self._tell(f'pauses after {where}')
@@ -224,8 +226,9 @@ def _load_or_start(self:Resume):
     learn = self.learn
     self._check_fit()
     self._lock = on_rank_zero(self._lock_folder)
-    self._run,self._asked,self._saved_at = fingerprint(learn, self._loss, self.apart),0,time.monotonic()
-    why,self._meeting = self._why_between_epochs(),Meeting(1. if self.every_min is None else min(1., 60*self.every_min))
+    self._run,self._asked,self._saved_at,self.paused = fingerprint(learn, self._loss, self.apart),0,time.monotonic(),False
+    apart = 0 if world_size()==1 else 1. if self.every_min is None else min(1., 60*self.every_min)
+    why,self._meeting = self._why_between_epochs(),Meeting(apart)
     self._before = {k:settings_of(cb) for k,cb in named_callbacks(learn, self.apart).items()}
     self._at_start,self._told,self._cycle = attrs_at_start(learn, self.apart),set(),0
     saved = on_rank_zero(self._find)
@@ -246,7 +249,7 @@ def _load_or_start(self:Resume):
 def _environment(self:Resume):
     "Where the run goes on; if there are workers, also how their generators are seeded"
     res = environment(self.learn)
-    return {**res, 'seeds of workers':'by batch' if self._inside else 'by epoch'} if any(res['workers']) else res
+    return {**res, 'seeds of workers':'by batch' if self.between_batches else 'by epoch'} if any(res['workers']) else res
 
 @patch
 def _differences(self:Resume, saved, here):
@@ -355,8 +358,8 @@ def _put_back(self:Resume, saved):
     try:
         own = saved['own'][rank()]
         set_global_state(learn, saved['shared'], device)
-        if saved['batch']: set_epoch_state(learn, own['in epoch'], device)
         self._warn(f'{o} could not be put back' for o in set_rank_state(learn, own, device, self.apart))
+        if saved['batch']: set_epoch_state(learn, own['in epoch'], device)
     except Exception as e: raise self._not_ours(f'{type(e).__name__}: {first_line(e)}') from None
 
 @patch
@@ -427,7 +430,7 @@ def _time_to_save(self:Resume): return self.every_min is not None and time.monot
 @patch
 def _should_save(self:Resume, done, ended):
     "Is it time to save, after `done` epochs?"
-    agreed = self._agree(self.every_min is None or self._time_to_save(), ['batch' if self._inside else 'epoch'])
+    agreed = self._agree(self.every_min is None or self._time_to_save(), ['batch' if self.between_batches else 'epoch'])
     return agreed or bool(ended) or done==self.learn.n_epoch
 
 @patch

@@ -69,7 +69,11 @@ def _fastai_batches(dl, first, seed, ready):
         return idxs
     middle = dict(get_idxs=rest) if first else {}
     elsewhere = _lent(dl.fake_l, generator=torch.Generator()) if first else nullcontext()
-    with _lent(dl, sample=partial(_indices, dl, first, seed), **middle), elsewhere: yield iter(dl)
+    def batches():
+        for b in dl:
+            vars(dl.fake_l).pop('generator', None) # the seed is drawn
+            yield b
+    with _lent(dl, sample=partial(_indices, dl, first, seed), **middle), elsewhere: yield batches()
 
 # %% ../../nbs/runs/06_winding.ipynb #6980057f
 def _seeded(index, seed, i):
