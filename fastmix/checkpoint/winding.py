@@ -134,9 +134,15 @@ def _own_way(dl, names, package):
     "The first method of `dl` that is not `package`'s"
     return next((k for k in names if k in vars(dl) or not getattr(type(dl), k).__module__.startswith(package+'.')), None)
 
+def _loaders_in(dl):
+    "fastai's loader for several processes, and the one that it stands for"
+    return [dl, *([vars(dl)['dl']] if 'dl' in vars(dl) else [])]
+
 def _why_not_fastai(dl):
-    if not dl.indexed or dl.n is None: return "it reads a stream, whose items have no numbers"
-    if k := _own_way(dl, ('__iter__','sample','create_batches'), 'fastai'): return f"it makes batches in its own way, in {type(dl).__name__}.{k}"
+    inner = _loaders_in(dl)[-1]
+    if not inner.indexed or inner.n is None: return "it reads a stream, whose items have no numbers"
+    for o in _loaders_in(dl):
+        if k := _own_way(o, ('__iter__','sample','create_batches'), 'fastai'): return f"it makes batches in its own way, in {type(o).__name__}.{k}"
 
 def _why_not_torch(dl):
     if isinstance(dl.dataset, torch_data.IterableDataset): return "it reads a stream, whose items have no numbers"
@@ -147,8 +153,7 @@ def _why_not_torch(dl):
 
 def _generators_of_workers(dl):
     "Paths of generators that workers would get a copy of"
-    loaders = [dl, *([vars(dl)['dl']] if 'dl' in vars(dl) else [])]
-    mains = [vars(o).get(k) for o in loaders for k in ('rng','generator')] + [getattr(vars(dl).get('sampler'), 'generator', None)]
+    mains = [vars(o).get(k) for o in _loaders_in(dl) for k in ('rng','generator')] + [getattr(vars(dl).get('sampler'), 'generator', None)]
     return [k for k,o in objects_in(dl) if isinstance(o, GENERATORS) and not any(o is m for m in mains)]
 
 def why_not_wound(
