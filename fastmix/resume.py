@@ -196,15 +196,14 @@ def _between(self:Resume, batch):
     learn = self.learn
     if not self._meeting.is_now(learn.train_iter): return
     now = time.monotonic()
-    self._limit.note('batch', now-self._met_at)
-    parts = ['batch']
+    parts,took,self._met_at = ['batch'],now-self._met_at,now
+    self._limit.note('batch', took)
     if batch==learn.n_iter:
         parts.append('validation' if 'validation' in self._limit.longest else 'a guess')
-        self._limit.note('a guess', (now-self._met_at)*len(learn.dls.loaders[-1]))
+        self._limit.note('a guess', took*len(learn.dls.loaders[-1]))
     if self._agree(self._time_to_save(), parts, partial(self._meeting.gather, learn.train_iter)):
         self._save(learn.epoch, batch, must=True)
     if self._asked: self._leave(learn.epoch, batch)
-    self._met_at = time.monotonic()
 
 @patch
 def _leave(self:Resume, done, batch=0):
@@ -238,8 +237,8 @@ def _load_or_start(self:Resume):
     begun = saved and (saved['done'] or saved['batch'])
     if not saved or (d and not begun): return self._start() # nothing is lost of a run of which nothing is done
     if d: raise OtherRun(self._refusal(saved, d))
-    if saved['batch'] and why: raise ValueError(f"{self._words(saved)} lies in the middle of an epoch, and now the epoch cannot be "
-        f"continued there: {why}. Make the same call as before, or start a new cycle from its weights with resume='weights'")
+    if saved['batch'] and why: raise ValueError(f"The checkpoint in {self._folder} is one of the middle of an epoch, after "
+        f"{self._where(saved['done'], saved['batch'])}, and the training loader cannot begin there: {why}. Make the same call as before, or start a new cycle from its weights with resume='weights'")
     self._restore(saved)
     if changed := changes(here, saved['environment']):
         self._tell(f"goes on with {', '.join(changed)}, so not bit by bit as it would have")

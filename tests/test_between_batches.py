@@ -103,3 +103,152 @@ def test_killed_at_every_batch(tmp_path): killed_at_every_batch(tmp_path, 'long'
 @pytest.mark.parametrize('workers', [0,2])
 @pytest.mark.parametrize('recipe', ['one_cycle','plateau','accumulate','recursive','ema','manifold','long'])
 def test_killed_at_every_batch_of_each(tmp_path, recipe, workers): killed_at_every_batch(tmp_path, recipe, 5 if not workers else 2, workers)
+
+def test_nothing_is_loaded_again(tmp_path, monkeypatch):
+    "Pictures of batches that were used are not loaded"
+    with pytest.raises(KeyboardInterrupt): fit('one_cycle', learner(tmp_path), 2, resume(**each), Stop('after_batch', 0, batch=3))
+    learn,loaded,item = learner(tmp_path),[],Digits.__getitem__
+    monkeypatch.setattr(Digits, '__getitem__', lambda self,i: loaded.append(i) or item(self, i))
+    with pytest.raises(KeyboardInterrupt): fit('one_cycle', learn, 2, resume(**each), Stop('before_validate', 0))
+    assert len(loaded)==2*64
+
+@pytest.mark.parametrize('what', ['start','metrics','recurrent','memory','hps'])
+def test_each_part_of_an_epoch_is_needed(tmp_path, what, monkeypatch):
+    "With another state of it in the checkpoint each part shows in the end"
+    recipe = 'recursive' if what=='memory' else 'long' if what=='hps' else 'flat_cos'
+    make = recurrent if what=='recurrent' else train_metrics if what=='metrics' else learner
+    want = reference(tmp_path, recipe, 2, make)
+    with pytest.raises(KeyboardInterrupt): fit(recipe, make(tmp_path/'run'), 2, resume(**each), Stop('after_batch', 1, batch=3))
+    def forget(folder):
+        s = newest_checkpoint(folder)
+        own = s['own'][0]
+        if what=='start': own['start'] = {**own['start'], 'generators':{}}
+        if what=='metrics': own['in epoch']['metrics'][0]['data']['count'] = 1
+        if what=='recurrent': own['in epoch']['recurrent'] = {}
+        if what=='memory': del own['callbacks']['RecursiveMix']['memory']
+        if what=='hps': own['callbacks']['MixRecorder']['start'] += 1
+        return s
+    monkeypatch.setattr(R, 'newest_checkpoint', forget)
+    learn = make(tmp_path/'run', seed=99)
+    fit(recipe, learn, 2, resume(**each))
+    have = end(learn)
+    assert {k for k in want if want[k]!=have[k]}
+
+# --- asked to leave
+
+class SignalAt(Callback):
+    "A signal in a batch, to this process or to its group"
+    def __init__(self, epoch, batch, signum=signal.SIGTERM, train=True, group=False): store_attr()
+    def after_batch(self):
+        if (self.learn.epoch,self.learn.iter,self.learn.training)!=(self.epoch,self.batch,self.train): return
+        os.killpg(0, self.signum) if self.group else os.kill(os.getpid(), self.signum)
+
+def ignoring(**kw): return Resume('run', ignore=(Stop,SignalAt), **kw)
+
+@pytest.mark.parametrize('signum', [signal.SIGTERM,signal.SIGUSR1])
+def test_signals(tmp_path, signum):
+    "Saved after the batch, or after validation; one line says how to go on; then nothing handles the signal any more"
+    want = reference(tmp_path, 'recursive', 3)
+    for train,file in ((True,'epoch_0001_batch_000003.pth'),(False,'epoch_0002.pth')):
+        out,learn = io.StringIO(),learner(tmp_path/'run', seed=1 if train else 9)
+        with pytest.raises(SystemExit) as e,redirect_stdout(out),learn.no_bar(),learn.no_logging():
+            recipes['recursive'](learn, 3, [ignoring(every_min=1000), SignalAt(1, 2 if train else 0, signum, train)])
+        assert e.value.code==128+signum and saved(tmp_path/'run')[-1]==file
+        assert re.search(rf'run: {signum.name}: saved after .* of 3 epochs.*; the same call goes on from there\n$', out.getvalue())
+        assert signal.getsignal(signum)==signal.SIG_DFL
+    learn = learner(tmp_path/'run', seed=9)
+    fit('recursive', learn, 3, ignoring(every_min=1000))
+    assert end(learn)==want
+
+@linux
+def test_a_signal_to_workers_too(tmp_path):
+    "A scheduler signals all processes of a job"
+    want = reference(tmp_path, 'one_cycle', 2, workers=2)
+    def run():
+        os.setpgrp()
+        try: fit('one_cycle', learner(tmp_path/'run', workers=2), 2, ignoring(every_min=1000), SignalAt(0, 2, group=True))
+        except SystemExit as e: os._exit(e.code)
+    assert child(run)==128+signal.SIGTERM and saved(tmp_path/'run')[-1]=='epoch_0000_batch_000003.pth'
+    learn = learner(tmp_path/'run', seed=9, workers=2)
+    fit('one_cycle', learn, 2, resume(every_min=1000))
+    assert end(learn)==want
+
+def test_signals_of_others(tmp_path, monkeypatch):
+    "Who handles a signal already goes on doing so; and a run that is saved between epochs only leaves signals alone"
+    got = []
+    for kw,handler in ((each,lambda *o: got.append(o[0])), ({},signal.SIG_DFL)):
+        before = signal.signal(signal.SIGUSR1, handler)
+        class Look(Callback):
+            def before_batch(self): got.append(signal.getsignal(signal.SIGUSR1)==handler)
+        try: fit('one_cycle', learner(tmp_path), 1, Resume('a' if kw else 'b', ignore=(Look,SignalAt), **kw), Look(), *([SignalAt(0, 1, signal.SIGUSR1)] if kw else []))
+        finally: signal.signal(signal.SIGUSR1, before)
+    assert got.count(signal.SIGUSR1)==1 and False not in got
+
+def slow_clock(monkeypatch, seconds):
+    now = [1e9]
+    monkeypatch.setattr(R.time, 'monotonic', lambda: now.__setitem__(0, now[0]+seconds) or now[0]) # each look at the clock takes that long
+
+def test_max_minutes(tmp_path, monkeypatch):
+    "Ends in time, as often as it takes, with time left to save and to validate"
+    want,n = reference(tmp_path, 'accumulate', 3),0
+    while n<20:
+        learn,cb,n = learner(tmp_path/'run', seed=1 if not n else 9),resume(max_minutes=2),n+1
+        with monkeypatch.context() as m:
+            slow_clock(m, 2)
+            start = R.time.monotonic()
+            out = fit('accumulate', learn, 3, cb)
+            took = R.time.monotonic()-start # two looks too many
+        if not cb.paused: break
+        assert took-4<=2*60 and 'pauses after' in out and 'the same call goes on' in out
+    assert n>2 and end(learn)==want
+
+def test_max_minutes_needs_a_name(tmp_path):
+    with pytest.raises(ValueError, match="max_minutes=5: .*save='run1'"): learner(tmp_path).fit_long(1, max_minutes=5)
+
+class OwnRng(Digits):
+    "A dataset with a generator of its own, of which each worker has a copy"
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.rng = np.random.default_rng(3)
+    def __getitem__(self, i): return super().__getitem__(i)[0]*self.rng.random(),self.y[i]
+
+def own_rng(path, seed=1, workers=0, **kw):
+    set_seed(seed)
+    return learner(path, seed, dls=DataLoaders(DataLoader(OwnRng(0,320,False), bs=64, shuffle=True, num_workers=workers), DataLoader(Digits(1000,1200,False), bs=64)), **kw)
+
+def test_a_loader_that_cannot_be_wound(tmp_path):
+    "Named at once; saved between epochs, continued there; a time limit ends it there; without workers it can be wound"
+    with pytest.warns(UserWarning, match=r"saves between epochs only.*its workers draw from generators of their own: dataset.rng"), pytest.raises(KeyboardInterrupt):
+        fit('flat_cos', own_rng(tmp_path/'run', workers=1), 3, resume(**each), Stop('after_batch', 1, batch=3))
+    assert saved(tmp_path/'run')==['epoch_0000.pth','epoch_0001.pth']
+    learn,cb = own_rng(tmp_path/'run', seed=9, workers=1),resume(max_minutes=0)
+    with saying_nothing(): fit('flat_cos', learn, 3, cb)
+    assert cb.paused and not cb.between_batches and saved(tmp_path/'run')[-1]=='epoch_0002.pth'
+    with saying_nothing(): fit('flat_cos', learn, 3, resume())
+    assert end(learn)==reference(tmp_path, 'flat_cos', 3, own_rng_worker)
+    stops_and_goes(tmp_path/'b', 'flat_cos', (1,3), n=2, make=own_rng)
+
+def own_rng_worker(path, **kw): return own_rng(path, workers=1, **kw)
+
+@contextmanager
+def saying_nothing():
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        yield
+
+def test_other_loader_in_the_middle(tmp_path):
+    "Saved in the middle of an epoch, and now the loader cannot begin there"
+    with pytest.raises(KeyboardInterrupt): fit('flat_cos', own_rng(tmp_path), 3, resume(**each), Stop('after_batch', 1, batch=3))
+    with pytest.raises(ValueError, match="middle of an epoch, after 1 of 3 epochs and 3 of 5 batches.*generators of their own.*resume='weights'"), saying_nothing():
+        fit('flat_cos', own_rng(tmp_path, workers=1), 3, resume(**each))
+
+def test_seeds_of_workers_are_told(tmp_path):
+    "With workers, every_min changes what they draw"
+    with pytest.raises(KeyboardInterrupt): fit('flat_cos', learner(tmp_path, workers=1), 2, resume(), Stop('after_batch', 1, batch=1))
+    assert 'goes on with seeds of workers by batch (was by epoch), so not bit by bit' in fit('flat_cos', learner(tmp_path, workers=1), 2, resume(**each))
+
+def test_fsdp_is_refused(tmp_path):
+    class FSDPModule(nn.Sequential): pass
+    learn = learner(tmp_path)
+    learn.model = FSDPModule(*learn.model)
+    with pytest.raises(ValueError, match=r"Resume\('run'\) cannot save a model that is spread over processes by FSDP"): fit('flat_cos', learn, 1, resume())
