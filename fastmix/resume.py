@@ -10,7 +10,7 @@ __all__ = ['Resume', 'OtherRun', 'FolderInUse', 'newest_checkpoint', 'read_check
 # %% ../nbs/runs/08_resume.ipynb #de9b0ed1
 import signal,time,warnings
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext, suppress
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -23,13 +23,13 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 
 import fastmix.patches
-from .checkpoint.files import (DamagedCheckpoint, FolderInUse, archive, archives, checkpoint_file, checkpoint_files, first_line,
+from .checkpoint.files import (BackgroundWrite, DamagedCheckpoint, FolderInUse, archive, archives, checkpoint_file, checkpoint_files, first_line,
     lock_folder, newest_checkpoint, read_checkpoint, shown, unlock_folder, write_checkpoint)
 from .checkpoint.fingerprint import changes, diff_runs, environment, fingerprint, same_value
 from .checkpoint.history import RunHistory, csv_text, drop_stale_loggers, show_rows
 from .checkpoint.leaving import Meeting, TimeLimit, asked_by_signals, deaf_workers
 from .checkpoint.parts import check_batches, describe, loaders_of, named_callbacks, settings_of
-from .checkpoint.serialize import from_plain, to_plain
+from .checkpoint.serialize import from_plain, own_copies, to_plain
 from .checkpoint.state import (attrs_at_start, draw_state, epoch_state, global_state, late_objects, not_restored, rank_state,
     set_draw_state, set_epoch_state, set_global_state, set_rank_state, set_weights)
 from .checkpoint.winding import batches_from, epoch_seed, why_not_wound
@@ -74,6 +74,7 @@ class Resume(Callback):
         fastmix.patches.keep_patches() # another library may have replaced the loop over the epochs since
         self.run_name,self.every_min,self.max_minutes,self.how,self.keep,self.ignore = str(name),every_min,max_minutes,resume,keep,ignore
         self._active,self._asked,self._lock,self._history,self._middle = False,0,None,None,None
+        self._writing = BackgroundWrite()
         self.between_batches,self.paused = False,False # is it saved there; and did the last fit end before the run was done?
 
     def before_fit(self):
@@ -117,6 +118,7 @@ def run_epochs(self:Resume)->None:
 
 @patch
 def _end(self:Resume):
+    with suppress(Exception): self._writing.wait() # an error of a checkpoint has been told, or the fit has ended with another
     if self._lock: unlock_folder(self._lock)
     self._lock,self._active,self._history,self._middle = None,False,None,None
 
@@ -187,6 +189,7 @@ def run_batches(self:Resume,
         for i,b in enumerate(batches, first):
             learn.one_batch(i, b)
             if self.between_batches: self._between(i+1)
+    on_rank_zero(self._writing.wait) # before others fork: workers of the validation set
     self._trained_at = time.monotonic()
 
 # %% ../nbs/runs/08_resume.ipynb #8999d9cb
@@ -424,7 +427,9 @@ def _agree(self:Resume, passed, parts, gather=all_gather):
     return o[0][0] or self._asked>0
 
 @patch
-def _time_to_save(self:Resume): return self.every_min is not None and time.monotonic()-self._saved_at>=60*self.every_min
+def _time_to_save(self:Resume):
+    if self.every_min is None or self._writing.busy: return False
+    return self._writing.failed or time.monotonic()-self._saved_at>=60*self.every_min
 
 @patch
 def _should_save(self:Resume, done, ended):
@@ -443,24 +448,31 @@ def _save(self:Resume, done, batch=0, ended='', must=False):
     "Write the checkpoint after `done` epochs, and `batch` batches of the next one, if it is time to"
     learn = self.learn
     if not must and not self._should_save(done, ended): return
-    with self._limit.noting('save'):
+    on_rank_zero(self._writing.wait)
+    later = bool(batch and self.every_min and not self._asked) # written while training goes on
+    with self._limit.noting('copy') if later else self._limit.noting('save'), own_copies() if later else nullcontext():
         settings = self._unchanged()
         own = rank_state(learn, settings, self.apart)
         if batch: own.update({'in epoch':epoch_state(learn), 'start':self._start_of_epoch})
         run = {**self._run, 'callbacks':{k:settings[k] for k in self._run['callbacks'] if k in settings}}
-        on_rank_zero(self._write, done, batch, ended, all_gather(own), run)
+        on_rank_zero(self._write, done, batch, ended, all_gather(own), run, later)
     self._saved_at = time.monotonic()
     self._warn(late_objects(learn, self._at_start, self.apart) if done or batch else not_restored(learn, self.apart))
 
 @patch
-def _write(self:Resume, done, batch, ended, own, run):
+def _write(self:Resume, done, batch, ended, own, run, later):
     h,path = self._history,checkpoint_file(self._folder, done, batch)
     state = dict(format=_FORMAT, done=done, batch=batch, ended=ended, cycle=self._cycle, run=to_plain(run),
                  environment=self._environment(), own=own, rows=to_plain(h.rows), offsets=to_plain(h.offsets),
                  columns=list(self.learn.recorder.metric_names), shared=global_state(self.learn))
+    if later: self._writing.start(self._write_file, path, state)
+    else: self._write_file(path, state)
+
+@patch
+def _write_file(self:Resume, path, state):
     try:
-        write_checkpoint(path, state)
-        for f in checkpoint_files(self._folder)[self.keep:]: f.unlink()
+        with self._limit.noting('save'): write_checkpoint(path, state)
+        for f in checkpoint_files(path.parent)[self.keep:]: f.unlink()
     except OSError as e: raise self._os_error(e, path) from e
 
 @patch
