@@ -172,6 +172,28 @@ def test_one_batch_on_the_learner_itself(dls):
     with pytest.raises(RuntimeError, match='theirs.*one_batch runs in the place of'): learn.fit(1)
     assert all(torch.equal(a,b) for a,b in zip(w, learn.model.parameters()))
 
+@pytest.mark.parametrize('ev', ['before_batch','after_pred','after_loss','before_backward'])
+@pytest.mark.parametrize('ex', [KeyboardInterrupt,RuntimeError,CancelBatchException])
+def test_half_precision_is_left(dls, ev, ex):
+    "fastai's `MixedPrecision` leaves autocast after the loss only; a batch that ends before would give its weights to all that is computed later"
+    class Half(MixedPrecision):
+        "As on a GPU"
+        def before_fit(self): self.autocast,self.scales,self.learn.scaler = torch.autocast('cpu', torch.bfloat16),[],torch.amp.GradScaler('cpu', enabled=False)
+    class Raise(Callback):
+        order = 100
+        def __call__(self, event):
+            if event==ev: raise ex()
+    learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(64,10)), CrossEntropyLossFlat(), cbs=[MixUp(),Half()])
+    def loss(): return learn.validate()[0]
+    with learn.no_bar(), learn.no_logging():
+        try: learn.fit(1, cbs=Raise())
+        except ex: pass
+        assert not torch.is_autocast_enabled('cpu')
+        learn.remove_cb(learn.half)
+        before = loss()
+        learn.fit(2, 1e-2)
+        assert loss() < before-.02
+
 @pytest.mark.parametrize('ev', ['before_validate','after_cancel_batch','after_cancel_train','after_cancel_epoch','after_cancel_fit','before_fit'])
 def test_restored_in_every_event_that_may_come_next(dls, ev):
     "Though nothing has cleaned up"
