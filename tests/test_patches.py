@@ -41,7 +41,7 @@ names = [m for m in sorted(modules()) if m!='train']
 def trains(when, fm):
     x,y = torch.randn(8,3,8,8),torch.arange(8)%4
     dls = DataLoaders.from_dsets(list(zip(x,y)), list(zip(x,y)), bs=4, num_workers=0)
-    for cbs in (fm.MixUp(n_classes=4), [fm.CutMix(n_classes=4),fm.RecursiveMix(n_classes=4)], fm.ManifoldMixUp(layers='1', n_classes=4)):
+    for cbs in (fm.MixUp(n_classes=4), [fm.CutMix(n_classes=4),fm.ResizeMix(n_classes=4)], fm.ManifoldMixUp(layers='1', n_classes=4)):
         seen = []
         class Look(Callback):
             order,run_valid = 1,False
