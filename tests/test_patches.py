@@ -103,6 +103,7 @@ def clean(monkeypatch):
 one_name = pytest.mark.parametrize('name', ['one_batch','all_batches','_do_fit'])
 orders = pytest.mark.parametrize('order', ['before us','after us','after the callback was made','between two fits'])
 
+@pytest.mark.every(5)
 @pytest.mark.parametrize('cls', [MixUp,RecursiveMix,ManifoldMixUp])
 @pytest.mark.parametrize('calls', [True,False], ids=['calls ours','writes it anew'])
 @orders
