@@ -79,8 +79,9 @@ def on_batch_end(
 
 # %% ../nbs/callbacks/01_patches.ipynb #1c1d74cd
 def _all_batches(learn, all_batches):
-    "fastai's `all_batches`; however it ends, the data loader keeps no iterator"
-    try: all_batches(learn)
+    "fastai's loop over the batches, or that of a callback with a method `run_batches`; the data loader keeps no iterator"
+    cb = next((cb for cb in learn.cbs if cb.run and callable(getattr(type(cb), 'run_batches', None))), None)
+    try: cb.run_batches(all_batches) if cb else all_batches(learn)
     finally: getattr(learn.dl, '__dict__', {}).pop('it', None)
 
 # %% ../nbs/callbacks/01_patches.ipynb #235b8e34

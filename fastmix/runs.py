@@ -22,7 +22,7 @@ from .checkpoint.files import FolderInUse, lock_folder, unlock_folder, write_who
 from .data import BadArgument, list_folder
 
 # %% ../nbs/command/02_runs.ipynb #b8f3b5ea
-_MAY_CHANGE = ('resume','compare','out','workers','path')
+_MAY_CHANGE = ('resume','compare','out','workers','path','every_min','max_minutes')
 
 def pictures_checksum(
     path:Path, # Of the data

@@ -6,8 +6,8 @@ Docs: https://fastmix.github.io/fastmix/runs/files.html.md"""
 
 # %% auto #0
 __all__ = ['locked_folders', 'open_file', 'write_whole', 'write_checkpoint', 'DamagedCheckpoint', 'read_checkpoint', 'first_line',
-           'shown', 'checkpoint_files', 'newest_checkpoint', 'archives', 'archive', 'FolderInUse', 'lock_folder',
-           'unlock_folder']
+           'shown', 'BackgroundWrite', 'checkpoint_file', 'checkpoint_files', 'newest_checkpoint', 'archives',
+           'archive', 'FolderInUse', 'lock_folder', 'unlock_folder']
 
 # %% ../../nbs/runs/01_files.ipynb #a33e6466
 import errno,os,platform,re,stat,warnings
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import BinaryIO
+from threading import Thread
 
 import torch
 
@@ -127,13 +127,54 @@ def shown(
     "`s` as it can be printed"
     return s.encode('utf-8', 'replace').decode()
 
+# %% ../../nbs/runs/01_files.ipynb #1f9e7332
+class BackgroundWrite:
+    "A file that is written by a thread, one at a time"
+    def __init__(self): self._thread,self._error = None,None
+
+    def start(self,
+        f:Callable, # Writes the file
+        *args:object # Its arguments, which nobody changes in the meantime
+    )->None: # Raises what the file before has raised
+        "Wait for the file before, and begin with this one"
+        self.wait()
+        def run():
+            try: f(*args)
+            except BaseException as e: self._error = e
+        self._thread = Thread(target=run, name='checkpoint')
+        self._thread.start()
+
+    @property
+    def busy(self)->bool:
+        "Is a file being written?"
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def failed(self)->bool:
+        "Has writing failed, and has nobody been told?"
+        return self._error is not None
+
+    def wait(self)->None:
+        "Wait until nothing is written any more; raises what has gone wrong, once"
+        if self._thread is not None: self._thread.join()
+        self._thread,(e,self._error) = None,(self._error,None)
+        if e is not None: raise e
+
 # %% ../../nbs/runs/01_files.ipynb #206c2091
+def checkpoint_file(
+    folder:Path, # Of a run
+    epoch:int, # Number of epochs that are done, 0 or more
+    batch:int=0, # Number of batches of the next epoch that are done, 0 or more
+)->Path:
+    "Where a checkpoint is written"
+    return folder/(f'epoch_{epoch:04d}_batch_{batch:06d}.pth' if batch else f'epoch_{epoch:04d}.pth')
+
 def checkpoint_files(
     folder:str|os.PathLike, # Of a run
 )->list[Path]: # Links and folders are none
     "The checkpoints in `folder`, newest first"
-    found = {int(m[1]):f for f in Path(folder).glob('epoch_*.pth')
-             if (m := re.fullmatch(r'epoch_([0-9]+)\.pth', f.name)) and stat.S_ISREG(f.lstat().st_mode)}
+    found = {(int(m[1]),int(m[2] or 0)):f for f in Path(folder).glob('epoch_*.pth')
+             if (m := re.fullmatch(r'epoch_([0-9]+)(?:_batch_([0-9]+))?\.pth', f.name)) and stat.S_ISREG(f.lstat().st_mode)}
     return [found[k] for k in sorted(found, reverse=True)]
 
 def newest_checkpoint(
