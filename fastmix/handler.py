@@ -154,8 +154,8 @@ def _is_active(handler):
     "Is this batch the turn of `handler`? The first of several draws whose turn it is"
     handlers = mixing_callbacks(handler.learn)
     if len(handlers)==1: return True
-    if handler is handlers[0]: handler._turn = handlers[int(handler.rng.integers(len(handlers)))]
-    return handlers[0]._turn is handler
+    if handler is handlers[0]: handler._turn = int(handler.rng.integers(len(handlers)))
+    return handlers[0]._turn==handlers.index(handler)
 
 # %% ../nbs/callbacks/03_handler.ipynb #df36de47
 @patch
