@@ -77,6 +77,7 @@ def test_recipes(tmp_path, recipe): same_in_the_end(tmp_path, recipe, *two)
 @pytest.mark.parametrize('event', Stop.inner)
 def test_any_event_of_a_batch(tmp_path, event): same_in_the_end(tmp_path, 'accumulate', Stop(event, 2, batch=1))
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize('epoch', [0,2,4])
 @pytest.mark.parametrize('event', 'before_epoch before_train after_train before_validate after_validate after_epoch'.split())
 def test_any_event_of_an_epoch(tmp_path, event, epoch): same_in_the_end(tmp_path, 'plateau', Stop(event, epoch))
@@ -86,6 +87,7 @@ def test_in_validation(tmp_path, event): same_in_the_end(tmp_path, 'early', Stop
 
 def test_many_times(tmp_path): same_in_the_end(tmp_path, 'early', *[Stop('after_batch', e, batch=b) for e in range(4) for b in (0,3)])
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize('recipe', ['flat_cos','plateau','early','accumulate'])
 @pytest.mark.parametrize('bar', [False,True])
 def test_in_a_notebook(tmp_path, recipe, bar):

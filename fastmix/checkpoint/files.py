@@ -76,7 +76,10 @@ def write_whole(
 def _write_hashed(path, state):
     with os.fdopen(open_file(path, os.O_WRONLY|os.O_CREAT|os.O_EXCL), 'wb') as f:
         h = _HashingFile(f)
-        torch.save(state, h)
+        try: torch.save(state, h)
+        except RuntimeError as e: # torch's writer complains of a file that was not finished: what ended it is said
+            if e.__context__ is None: raise
+            raise e.__context__ from None
         f.write(_MAGIC+h.sha.hexdigest().encode())
         f.flush()
         os.fsync(f.fileno())
