@@ -524,7 +524,7 @@ refused = {
     'unknown name': (mlp, (x,), 'lin', "layers='lin': Sequential has no such layer"),
     'nearly a name': (lambda: Two(False), (x,x), 'heat', "did you mean 'head'"),
     'unknown side': (mlp, (x,), '1:output', 'no such layer'),
-    'another model': (mlp, (x,), nn.Linear(6,6), "layers='Linear': this module is not a part of the learner's model"),
+    'another model': (mlp, (x,), nn.Linear(6,6), "layers='Linear': this module is not a part of the model"),
     'position': (mlp, (x,), 7, 'layers=7: positions are those of find_layers, 0 to 1: input, 3'),
     'does not run': (lambda: nn.ModuleDict(dict(a=mlp(), b=nn.Linear(2,2))), (x,), 'b', 'does not run'),
     'tuple': (lambda: classifier(), (ids,), '0', "gives tuple, and only one tensor of floats can be mixed"),
