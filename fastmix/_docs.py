@@ -103,7 +103,8 @@ def readme(
 def _pages(contents, section=''):
     "`(section, page)` for each entry of a sidebar"
     for o in contents:
-        if isinstance(o, dict): yield from _pages(o.get('contents', []), o.get('section', section))
+        if isinstance(o, dict) and 'href' in o: yield section,o['href']
+        elif isinstance(o, dict): yield from _pages(o.get('contents', []), o.get('section', section))
         else: yield section,o
 
 def llms(

@@ -154,6 +154,12 @@ def before_fit(self:MixHandler):
     self.restore()
     self._init_state()
     self.rng = make_rng(stream=(rank(),))
+    self._know_loss()
+
+@patch
+def _know_loss(self:MixHandler):
+    "Find out what the loss is, unless that is known"
+    if self._spec is not None and self._spec.loss_func is self.learn.loss_func: return
     self._spec = loss_spec(self.learn.loss_func)
     self._smooth = self._smoothing()
 
@@ -182,8 +188,8 @@ def _is_active(handler):
     "Is this batch the turn of `handler`? The first of several draws whose turn it is"
     handlers = mixing_callbacks(handler.learn)
     if len(handlers)==1: return True
-    if handler is handlers[0]: handler._turn = handlers[int(handler.rng.integers(len(handlers)))]
-    return handlers[0]._turn is handler
+    if handler is handlers[0]: handler._turn = int(handler.rng.integers(len(handlers)))
+    return handlers[0]._turn==handlers.index(handler)
 
 # %% ../nbs/callbacks/03_handler.ipynb #df36de47
 @patch
@@ -202,6 +208,7 @@ def before_batch(self:MixHandler):
     if self.batch is not None and self.batch.inputs is learn.xb: return         # the same object twice among the callbacks
     self.batch = None
     if not _is_active(self): return
+    self._know_loss()
     n,size,device = self._shape_of(learn.xb, learn.yb)
     prob,strength = self._factors_now()
     plan = self._by_labels(self.draw(n, size, prob, strength))
@@ -357,6 +364,7 @@ def after_pred(self:MixHandler):
     if batch is None or batch.inputs is None or not len(learn.yb): return
     mixed,own,partner,lam = zip(*batch.targets)
     if not self._smooth and all(a is b for a,b in zip(own, partner)): return     # labels went with their pixels: nothing to mix
+    self._know_loss()
     learn.loss_func = MixedLoss(learn.loss_func, own, batch.plan, mixed, self._smooth, self.interpolate_loss, partner, lam[0],
                                 self._spec)
 

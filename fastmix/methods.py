@@ -10,6 +10,7 @@ __all__ = ['MixUp', 'CutMix', 'CutMixUp', 'ResizeMix', 'FMix', 'RecursiveMix']
 # %% ../nbs/callbacks/04_methods.ipynb #d650e11a
 import inspect
 
+from fastcore.basics import patch
 from torch import Tensor
 
 from .checks import min_max, number, one_of
@@ -165,3 +166,23 @@ class RecursiveMix(MixHandler):
             f"target {i} has shape {tuple(y.shape)}, whole numbers but not a mask: RecursiveMix cannot add them up; "
             "use another mix")
         return super()._mix_target(y, plan, i, label_smoothing, self.memory[1][i])
+
+# %% ../nbs/callbacks/04_methods.ipynb #6cfc23d5
+@patch
+def after_train(self:RecursiveMix):
+    "The last batch of an epoch is no batch before"
+    MixHandler.after_train(self)
+    self.memory = None
+
+@patch
+def state_dict(self:RecursiveMix)->dict:
+    "The state of the generator, and the batch before"
+    return {**MixHandler.state_dict(self), **({} if self.memory is None else dict(memory=self.memory))}
+
+@patch
+def load_state_dict(self:RecursiveMix,
+    state:dict, # From `state_dict`
+)->None:
+    "Continue with this state"
+    MixHandler.load_state_dict(self, state)
+    self.memory = state.get('memory')

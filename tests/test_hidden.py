@@ -329,6 +329,7 @@ in_batch = 'before_batch after_pred after_loss after_batch after_cancel_batch'.s
 ends = [(ev,ex,pos) for ev in _events if ev!='after_create' for pos in ('before','after') if pos=='after' or ev in in_batch
         for ex in (CancelBatchException, CancelTrainException, CancelFitException, KeyboardInterrupt, RuntimeError)]
 
+@pytest.mark.every(4)
 @quiet
 @pytest.mark.parametrize('ev,ex,position', ends, ids=lambda o: getattr(o, '__name__', str(o)))
 def test_events(ev, ex, position):
