@@ -439,6 +439,7 @@ def _should_save(self:Resume, done, ended):
     agreed = self._agree(self.every_min is None or self._time_to_save(), ['batch' if self.between_batches else 'epoch'])
     return agreed or bool(ended) or done==self.learn.n_epoch
 
+# %% ../nbs/runs/08_resume.ipynb #e15523c2
 @patch
 def _unchanged(self:Resume):
     "By callback: the settings that are what they were when the run began. The others have become memory"
