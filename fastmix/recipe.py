@@ -162,7 +162,8 @@ def _extras(learn, cbs, save, resume, every_min, max_minutes, ema, clip, columns
     if not _off(clip): res.append(GradientClip(clip))
     res = [cb for cb in res if not any(isinstance(o, type(cb)) for o in learn.cbs+cbs)]
     if save is not None: return res+[Resume(save, every_min, resume, max_minutes=max_minutes)]
-    if max_minutes is not None: raise ValueError(f"max_minutes={max_minutes!r}: a run that ends early must be saved; give it a name with save='run1'")
+    if max_minutes is not None:
+        raise ValueError(f"max_minutes={max_minutes!r}: a run that ends early must be saved; give it a name with save='run1'")
     return res
 
 # %% ../nbs/runs/09_recipe.ipynb #d15ce967

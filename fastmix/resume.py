@@ -23,8 +23,8 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 
 import fastmix.patches
-from .checkpoint.files import (BackgroundWrite, DamagedCheckpoint, FolderInUse, archive, archives, checkpoint_file, checkpoint_files, first_line,
-    lock_folder, newest_checkpoint, read_checkpoint, shown, unlock_folder, write_checkpoint)
+from .checkpoint.files import (BackgroundWrite, DamagedCheckpoint, FolderInUse, archive, archives, checkpoint_file, checkpoint_files,
+    first_line, lock_folder, newest_checkpoint, read_checkpoint, shown, unlock_folder, write_checkpoint)
 from .checkpoint.fingerprint import changes, diff_runs, environment, fingerprint, same_value
 from .checkpoint.history import RunHistory, csv_text, drop_stale_loggers, show_rows
 from .checkpoint.leaving import Meeting, TimeLimit, asked_by_signals, deaf_workers
@@ -172,7 +172,8 @@ def _why_between_epochs(self:Resume):
     wanted = self.every_min is not None or self.max_minutes is not None
     self.between_batches = wanted and not why
     if wanted and why and not rank():
-        warnings.warn(f"Resume('{self.run_name}') saves between epochs only, since the training loader cannot begin in the middle of one: {why}")
+        warnings.warn(f"Resume('{self.run_name}') saves between epochs only, since the training loader cannot begin in the middle of one: "
+                      f"{why}")
     return why
 
 @patch
@@ -241,7 +242,8 @@ def _load_or_start(self:Resume):
     if not saved or (d and not begun): return self._start() # nothing is lost of a run of which nothing is done
     if d: raise OtherRun(self._refusal(saved, d))
     if saved['batch'] and why: raise ValueError(f"The checkpoint in {self._folder} is one of the middle of an epoch, after "
-        f"{self._where(saved['done'], saved['batch'])}, and the training loader cannot begin there: {why}. Make the same call as before, or start a new cycle from its weights with resume='weights'")
+        f"{self._where(saved['done'], saved['batch'])}, and the training loader cannot begin there: {why}. "
+        "Make the same call as before, or start a new cycle from its weights with resume='weights'")
     self._restore(saved)
     if changed := changes(here, saved['environment']):
         self._tell(f"goes on with {', '.join(changed)}, so not bit by bit as it would have")
@@ -437,6 +439,7 @@ def _should_save(self:Resume, done, ended):
     agreed = self._agree(self.every_min is None or self._time_to_save(), ['batch' if self.between_batches else 'epoch'])
     return agreed or bool(ended) or done==self.learn.n_epoch
 
+# %% ../nbs/runs/08_resume.ipynb #e15523c2
 @patch
 def _unchanged(self:Resume):
     "By callback: the settings that are what they were when the run began. The others have become memory"

@@ -418,7 +418,7 @@ def train_cli(
     resume:bool=False, # Continue the run in `out`; a finished one is only reported
     compare:bool=False, # Train without mixing too?
     list_archs:bool=False, # Only list the models that --arch knows
-)->float|None: # Accuracy on the validation set, `None` if the time was up before; from Python `BadArgument` is raised for what cannot be used
+)->float|None: # Accuracy on the validation set, `None` if the time was up; from Python `BadArgument` is raised for what cannot be used
     "Train an image classifier from scratch with MixUp and CutMix, one cycle, 80 epochs"
     a = AttrDict({k:str(v) if isinstance(v, Path) else v for k,v in locals().items() if k!='list_archs'})
     if list_archs: return print(*arch_names(), sep='\n')

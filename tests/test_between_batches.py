@@ -57,6 +57,9 @@ def test_kinds_of_loaders(tmp_path, kw): stops_and_goes(tmp_path, 'one_cycle', (
 @saying('ignore:.*CUDA is not')
 def test_kinds_of_learners(tmp_path, make): stops_and_goes(tmp_path, 'accumulate', (0,2), (1,3), n=2, make=make)
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='half precision with a scale needs a card')
+def test_half_precision_on_a_card(tmp_path): stops_and_goes(tmp_path, 'accumulate', (0,2), (1,3), n=2, make=fp16)
+
 def recurrent(path, seed=1, **kw):
     "A language model that carries its state from one text to the next"
     learn = language_model(path, seed, **kw)

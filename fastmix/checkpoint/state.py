@@ -281,7 +281,8 @@ def draw_state(
     ignore:tuple=(), # Classes of callbacks that are no part of the run
 )->dict:
     "All that decides what is drawn from now on, in plain form"
-    return dict(random=random_state(), generators=generator_states(learn, ignore), loaders=[loader_state(dl) for dl in loaders_of(learn.dls)])
+    return dict(random=random_state(), generators=generator_states(learn, ignore),
+                loaders=[loader_state(dl) for dl in loaders_of(learn.dls)])
 
 def set_draw_state(
     learn:Learner, # In a fit

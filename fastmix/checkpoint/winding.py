@@ -142,7 +142,8 @@ def _why_not_fastai(dl):
     inner = _loaders_in(dl)[-1]
     if not inner.indexed or inner.n is None: return "it reads a stream, whose items have no numbers"
     for o in _loaders_in(dl):
-        if k := _own_way(o, ('__iter__','sample','create_batches'), 'fastai'): return f"it makes batches in its own way, in {type(o).__name__}.{k}"
+        k = _own_way(o, ('__iter__','sample','create_batches'), 'fastai')
+        if k: return f"it makes batches in its own way, in {type(o).__name__}.{k}"
 
 def _why_not_torch(dl):
     if isinstance(dl.dataset, torch_data.IterableDataset): return "it reads a stream, whose items have no numbers"
