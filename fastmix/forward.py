@@ -218,7 +218,8 @@ def _check_call(kwargs, xb, plan):
         "and compute the loss of the mixed target yourself")
     sizes = {len(o) for o in nested_tensors(xb) if o.ndim}
     if plan.n not in sizes: raise ValueError(
-        f"the model is given {', '.join(map(str, sorted(sizes))) or 'no'} samples but the plan was drawn for {plan.n}; draw a plan for this batch")
+        f"the model is given {', '.join(map(str, sorted(sizes))) or 'no'} samples but the plan was drawn for {plan.n}; "
+        "draw a plan for this batch")
 
 class MixedForward:
     "A forward pass that is mixed: what `mix_hidden` gives"

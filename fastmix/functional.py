@@ -21,7 +21,8 @@ from torch.utils.data import default_collate
 
 from .blend import blend, check_input
 from .checks import min_max, number, one_of, whole_number
-from .draw import MODES, box_area, clipped_boxes, draw_box, draw_cutmixup, draw_fmix, draw_lam, draw_partner, draw_ricap, draw_zetamix
+from .draw import (MODES, box_area, clipped_boxes, draw_box, draw_cutmixup, draw_fmix, draw_lam, draw_partner, draw_ricap,
+    draw_zetamix)
 from .draw import make_rng
 from .partners import CLASS_PARTNERS, class_partners
 from .plan import Plan

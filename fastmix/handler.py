@@ -351,7 +351,8 @@ def _put_rows(old, rows, new):
     "`old` with other rows; the same object where nothing has changed"
     if not old.is_floating_point() and old.ndim<3: return old             # labels have no place
     if new.shape[1:]!=old.shape[1:]: raise ValueError(
-        f"augment= gives pictures of shape {tuple(new.shape[1:])}, the others have {tuple(old.shape[1:])}; use transforms that keep the size")
+        f"augment= gives pictures of shape {tuple(new.shape[1:])}, the others have {tuple(old.shape[1:])}; "
+        "use transforms that keep the size")
     res = old.clone()
     res[rows] = new.to(old.dtype)
     return res
