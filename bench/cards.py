@@ -18,7 +18,9 @@ RECIPES = {
     'ResizeMix': ['ResizeMix only'],
     'FMix': ['FMix only'],
     'RecursiveMix': ['RecursiveMix only', 'RecursiveMix'],
-    'ManifoldMixUp': ['ManifoldMixUp only']}
+    'ManifoldMixUp': ['ManifoldMixUp only'],
+    'RICAP': ['RICAP only'],
+    'ZetaMix': ['ZetaMix only']}
 DATA = dict(cifar10='CIFAR-10, {} photos, 32 px', fashion='Fashion-MNIST, {} pictures, 28 px', openclipart='clip art, {} drawings, 64 px',
             imagenette160='Imagenette, {} photos, 128 px')
 SIZES = dict(imagenette160=9469, openclipart=1635)

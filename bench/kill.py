@@ -2,11 +2,12 @@
 
     python bench/kill.py                                   # 20 kills of a small fastai run (tests/longrun.py)
     python bench/kill.py --kills 100 --recipe early
+    python bench/kill.py --kills 100 --every .05           # saved between batches, every 50 ms: how many batches does each kill cost?
     python bench/kill.py --result history.csv -- some-command --with {folder}   # any command that continues when it is called again
 
 The command is started, killed by SIGKILL some time after its lock appears (so after it has begun to train), and started again, until it has been
 killed as often as asked for; then it may end."""
-import argparse,random,signal,subprocess,sys,tempfile,time
+import argparse,random,re,signal,subprocess,sys,tempfile,time
 from hashlib import sha256
 from pathlib import Path
 
@@ -18,10 +19,12 @@ p.add_argument('--within', type=float, default=.5, help='seconds of training wit
 p.add_argument('--epochs', default='60')
 p.add_argument('--workers', default='0')
 p.add_argument('--recipe', default='one_cycle')
+p.add_argument('--every', type=float, help='seconds between two saves in the middle of epochs; without it each epoch is saved')
 p.add_argument('--result', action='append', help='file, relative to the folder, that must be the same in the end (end.json)')
 p.add_argument('command', nargs='*', help='{folder} in it becomes the folder of the run')
 args = p.parse_args()
-command = args.command or [sys.executable, str(root/'tests'/'longrun.py'), '{folder}', args.recipe, args.epochs, args.workers]
+command = args.command or [sys.executable, str(root/'tests'/'longrun.py'), '{folder}', args.recipe, args.epochs, args.workers,
+                           *([] if args.every is None else ['run', str(args.every)])]
 rng = random.Random(args.seed)
 
 def start(folder):
@@ -46,9 +49,18 @@ def kill(folder):
     proc.stderr.close()
     return True
 
+def done(folder):
+    "`(epochs, batches)` that the newest checkpoint has"
+    found = [re.fullmatch(r'epoch_(\d+)(?:_batch_(\d+))?', f.stem) for f in folder.rglob('epoch_*.pth')]
+    return max(((int(m[1]),int(m[2] or 0)) for m in found if m), default=(0,0))
+
+lost = []
 def state(folder):
-    done = sorted(int(f.stem[6:]) for f in folder.rglob('epoch_*.pth'))
-    return f"{done[-1] if done else 0} epochs saved, {len(list(folder.rglob('.epoch_*.tmp')))} unfinished files"
+    epochs,batches = done(folder)
+    said = f"{epochs} epochs and {batches} batches saved, {len(list(folder.rglob('.epoch_*.tmp')))} unfinished files"
+    if not (folder/'batch').exists() or not (latest := (folder/'batch').read_bytes().strip()): return said
+    lost.append(max(0, int(latest)-5*epochs-batches))  # an epoch of tests/longrun.py has 5 batches
+    return f'{said}, {lost[-1]} batches lost'
 
 with tempfile.TemporaryDirectory() as a, tempfile.TemporaryDirectory() as b:
     a,b = Path(a),Path(b)
@@ -62,5 +74,6 @@ with tempfile.TemporaryDirectory() as a, tempfile.TemporaryDirectory() as b:
     if n<args.kills: print('the run was done before it could be killed more often: try more --epochs or less --within')
     else: end(start(b))
     same = {f: sha256((a/f).read_bytes()).digest()==sha256((b/f).read_bytes()).digest() for f in args.result or ['end.json']}
+    if lost: print(f'batches lost by a kill: {sum(lost)/len(lost):.1f} on average, {max(lost)} at most')
     print(f'{n} kills; the same in the end: {same}')
 sys.exit(not all(same.values()))

@@ -7,23 +7,25 @@ kornia and Composer take part where they are installed. A time is the lowest of 
 least; the spread is from the first to the third quartile of the rounds' medians, and a ratio is the median of the ratios of the rounds.
 What mixes `in place` overwrites the caller's batch.
 Every contender mixes pictures and labels; its ratios are to a limit measured in the same rounds."""
-import argparse,contextlib,json,time,warnings
+import argparse,contextlib,json,tempfile,time,warnings
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import torch
 from fastai.callback import mixup as fastai_mixup
-from fastai.basics import CrossEntropyLossFlat,DataLoaders,Learner
+from fastai.basics import Callback,CrossEntropyLossFlat,DataLoaders,Learner
 from fastai.callback.progress import ProgressCallback  # gives a learner `no_bar`
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader,TensorDataset
 
 from fastmix.blend import blend
 from fastmix.methods import CutMix, CutMixUp, MixUp
 from fastmix.draw import draw_cutmix, draw_cutmixup, draw_mixup, make_rng
 from fastmix.functional import Mixup
 from fastmix.loss import MixedLoss
+from fastmix.resume import Resume
 from step import MIXES, measure as measure_steps
 
 # --- measuring
@@ -271,7 +273,34 @@ def step(args):
     "A whole training step of xresnet18 at 64 px with each mix beside one without, on one thread of a CPU (see `bench/step.py`)"
     return measure_steps(args.against, args.mixes, args.seconds*250, device=args.device)
 
-PARTS = dict(step=step, pictures=pictures, loss=loss, fit=fit, counts=counts)
+def save(args):
+    "What training waits for a checkpoint between two batches of a network of 100 MB with Adam, beside what writing it takes"
+    n,log = (256 if args.seconds<.1 else 4096), {'the loop waits':[], 'writing':[]}
+    def timed(f, who):
+        def g(*a, **kw):
+            t = time.perf_counter()
+            try: return f(*a, **kw)
+            finally: log[who].append((time.perf_counter()-t)*1e6)
+        return g
+    class Saver(Resume): pass
+    Saver._save,Saver._write_file = timed(Resume._save, 'the loop waits'),timed(Resume._write_file, 'writing')
+    xs = TensorDataset(torch.randn(64*args.rounds, 64), torch.randint(10, (64*args.rounds,)))
+    dls = DataLoaders(*[DataLoader(xs, batch_size=64)]*2, device=args.device)
+    net = nn.Sequential(nn.Linear(64,n), nn.ReLU(), nn.Linear(n,n), nn.ReLU(), nn.Linear(n,n//2), nn.ReLU(), nn.Linear(n//2,10)).to(args.device)
+    class Wait(Callback):
+        "The next batch comes when the file is there, so that each batch is saved"
+        def before_batch(self): self.learn.saver._writing.wait()
+    with tempfile.TemporaryDirectory() as d:
+        learn = Learner(dls, net, CrossEntropyLossFlat(), path=Path(d))
+        with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3, cbs=[Wait(), Saver('run', every_min=1e-9, ignore=Wait)])
+        size = max(f.stat().st_size for f in Path(d).rglob('*.pth'))/1e6
+    case = f'{sum(p.numel() for p in net.parameters())/1e6:.1f} M parameters, a file of {size:.0f} MB, {args.device}'
+    us = {k:sorted(v[1:-1]) for k,v in log.items()}  # those of the start and the end are waited for
+    mid = {k:v[len(v)//2] for k,v in us.items()}
+    return [dict(part='save', case=case, who=k, us=mid[k], lo=v[len(v)//4], hi=v[3*len(v)//4], ratio=mid[k]/mid['writing'], of='writing', target=None, meets=None)
+            for k,v in us.items()]
+
+PARTS = dict(step=step, save=save, pictures=pictures, loss=loss, fit=fit, counts=counts)
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -2,6 +2,7 @@
 from typing import TYPE_CHECKING
 
 from .methods import CutMix, CutMixUp, FMix, MixUp, RecursiveMix, ResizeMix
+from .several import RICAP, ZetaMix
 from .handler import MixHandler
 from .manifold import ManifoldMixUp
 from .tracing import find_layers
@@ -14,7 +15,7 @@ from .plots import plot_lam, plot_run, plot_schedule, planned_run
 from .show import mix_label, show_mix
 from . import distributed
 
-__all__ = ['MixUp', 'CutMix', 'CutMixUp', 'ResizeMix', 'FMix', 'RecursiveMix', 'ManifoldMixUp', 'MixHandler', 'find_layers',
+__all__ = ['MixUp', 'CutMix', 'CutMixUp', 'ResizeMix', 'FMix', 'RecursiveMix', 'RICAP', 'ZetaMix', 'ManifoldMixUp', 'MixHandler', 'find_layers',
            'MixFactors', 'MixSchedule', 'hesitation', 'off_after', 'warm_up', 'MixRecorder', 'EMA', 'LONG', 'run_wd',
            'Resume', 'FolderInUse', 'OtherRun', 'newest_checkpoint', 'read_checkpoint', 'write_checkpoint',
            'show_mix', 'mix_label', 'plot_lam', 'plot_run', 'plot_schedule', 'planned_run']

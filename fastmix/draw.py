@@ -7,11 +7,13 @@ Docs: https://fastmix.github.io/fastmix/mix/draw.html.md"""
 # %% auto #0
 __all__ = ['MODES', 'torch_seed', 'make_rng', 'n_draws', 'broadcast_draws', 'draw_partner', 'draw_lam', 'draw_box',
            'clipped_boxes', 'draw_box_minmax', 'box_area', 'draw_mixup', 'box_plan', 'draw_cutmix', 'draw_cutmixup',
-           'draw_resizemix', 'draw_recursivemix', 'draw_fmix']
+           'draw_resizemix', 'draw_recursivemix', 'draw_fmix', 'draw_zetamix', 'draw_ricap']
 
 # %% ../nbs/mix/05_draw.ipynb #4f55591f
 import math
+from dataclasses import replace
 from functools import partial
+from itertools import product
 
 import numpy as np
 import torch
@@ -271,3 +273,68 @@ def draw_fmix(
     soft = (np.minimum(max_soft, np.minimum(lam, 1-lam))*pixels).astype(np.int64) if max_soft else None
     kw = dict(seed=int(rng.integers(2**62)), n=n, mode=mode, size=tuple(size), n_keep=n_keep, decay=decay, soft=soft)
     return _make_plan(n, mode, np.ones(k), n_keep/pixels, partner, size=tuple(size), mask=LazyMask(partial(_fourier_masks, **kw)))
+
+# %% ../nbs/mix/05_draw.ipynb #db19a0c0
+def _chain_lams(shares):
+    "What each step of a chain leaves, (k,units), for shares (k+1,units) of the own label and of k partners"
+    sums = shares.cumsum(0)
+    return np.divide(sums[:-1], sums[1:], out=np.ones_like(shares[1:]), where=sums[1:]>0)
+
+def _chain(plans):
+    "One plan of several, each blended into the result of the one before"
+    res = None
+    for p in plans[::-1]: res = replace(p, then=res)
+    return res
+
+def _rolls(rng, n, k):
+    "`k` rolls, different ones as far as a batch of `n` has them"
+    r = rng.permutation(max(n-1, 1)) + 1
+    return np.resize(r, k).tolist()
+
+# %% ../nbs/mix/05_draw.ipynb #bdd75ce3
+def draw_zetamix(
+    rng:np.random.Generator, # Source of randomness
+    n:int, # Batch size
+    gamma:float=2.8, # γ of the weights j^-γ, 0 or more: 0 is the mean of all, a large one mixes little
+    terms:int|None=None, # How many samples are added up, the own included, 1 or more; `None`: all of them
+    mode:str='elem', # Who shares the chance `prob`: `'elem'` nobody, `'batch'` everyone
+    prob:float=1., # Chance that a unit is mixed, in [0,1]
+    strength:float=1., # In [0,1], scales what is given away
+)->Plan: # A chain
+    "A plan for [ζ-mixup](https://arxiv.org/abs/2204.03323)"
+    k = min(terms or n, n)
+    w = np.arange(1, k+1)**-float(gamma)
+    w = w/w.sum()*strength
+    w[0] += 1-w.sum()
+    on = _chance(rng, n_draws(n, mode), prob)
+    shares = np.where(on, w[:,None], np.eye(k, 1))
+    plans = [_make_plan(n, mode, lam, lam, r) for lam,r in zip(_chain_lams(shares), _rolls(rng, n, k-1))]
+    return _chain(plans) if plans else _make_plan(n, 'batch', np.ones(1), np.ones(1), 0)
+
+# %% ../nbs/mix/05_draw.ipynb #38555615
+def _corners(border, size):
+    "The corners around a border point (units,d), the first one at the beginning of each dimension: boxes (units,d,2)"
+    for at in product((0,1), repeat=len(size)):
+        yield np.stack([np.where(at, border, 0), np.where(at, size, border)], -1)
+
+def draw_ricap(
+    rng:np.random.Generator, # Source of randomness
+    n:int, # Batch size
+    size:tuple, # Spatial size, (H,W) or any other number of dimensions
+    beta:float=.3, # Of Beta(beta,beta), above 0, which draws the border point
+    mode:str='batch', # Who shares border point and crops: `'elem'` nobody, `'batch'` everyone
+    prob:float=1., # Chance that a unit is mixed, in [0,1]
+    strength:float=1., # In [0,1], scales the sides that are given away
+)->Plan: # A chain: the other corners, then the own one
+    "A plan for [RICAP](https://arxiv.org/abs/1811.09030)"
+    k,d = n_draws(n, mode),len(size)
+    border = np.rint((1 - strength*(1-rng.beta(beta, beta, (k,d))))*size).astype(np.int64)
+    on = _chance(rng, k, prob if n>1 else 0.)
+    boxes = [np.where(on[:,None,None], b, 0) for b in _corners(border, size)]
+    starts = [rng.integers(0, np.array(size)-(b[...,1]-b[...,0]), endpoint=True) for b in boxes]
+    shares = np.stack([np.ones(k), *[box_area(b, size) for b in boxes[1:]]])
+    shares[0] -= shares[1:].sum(0)
+    lams,rolls = _chain_lams(shares.clip(0)),_rolls(rng, n, 2**d-1)
+    def corner(box, start, lam, roll):
+        return _make_plan(n, mode, np.ones(k), lam, roll, box, tuple(size), start=broadcast_draws(start, n, mode))
+    return _chain([*map(corner, boxes[1:], starts[1:], lams, rolls), corner(boxes[0], starts[0], np.ones(k), 0)])

@@ -10,29 +10,31 @@ __all__ = ['MixedBatch', 'MixHandler', 'mixing_callbacks']
 # %% ../nbs/callbacks/03_handler.ipynb #e4e2b733
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from fastai.callback.core import Callback
-from fastai.data.transforms import get_c
+from fastai.data.transforms import Normalize
 from fastai.learner import Learner
 from fastcore.basics import patch
 from fastcore.foundation import L
+from fastai.torch_basics import Pipeline, Transform
 from torch import Tensor
 
 from . import patches
 from .blend import blend, check_input
 from .checks import number, one_of, whole_number
+from .classes import label_counts, n_classes_of, nth_count
 from .draw import MODES, make_rng
 from .loss import MixedLoss
 from .lossspec import loss_spec
+from .partners import CLASS_PARTNERS, class_partners, close_partners, remix_lam
 from .plan import Plan
-from .probe import probe, step_precision
 from .rank import rank
 from .schedule import Schedule, factors
-from .target import check_target, majority_target, mix_target
-from .tensors import map_tensors, nested_tensors
+from .target import check_target, majority_target, mix_target, target_kind
+from .tensors import map_tensors, nested_tensors, plain_tensor, tensor_on
 
 # %% ../nbs/callbacks/03_handler.ipynb #3f334119
 @dataclass
@@ -46,16 +48,38 @@ class MixedBatch:
     inputs:tuple|None=None # What the model is given; `None`: the batch is not mixed, or over
     targets:tuple=() # A `MixedTarget` for each of `learn.yb`
 
-# %% ../nbs/callbacks/03_handler.ipynb #2d7078e9
+# %% ../nbs/callbacks/03_handler.ipynb #3e1650b4
 def _check_n_classes(v):
     if isinstance(v, (tuple,list,L)) and len(v): return tuple(whole_number('n_classes', o, none=True) for o in v)
     return whole_number('n_classes', v, none=True)
 
+def _check_partner(partner, bandwidth, mode):
+    one_of('partner', partner, ('random','close',*CLASS_PARTNERS))
+    if partner!='random' and mode=='pair': raise ValueError(
+        f"partner={partner!r} chooses for each sample, mode='pair' for two at once: use mode='elem' or 'batch'")
+    if bandwidth is not None and partner!='close': raise ValueError(f"bandwidth={bandwidth!r} has a meaning only with partner='close'")
+    return partner, bandwidth if bandwidth is None else number('bandwidth', bandwidth, 1e-12)
+
+def _check_imbalance(v, counts):
+    if v is not None:
+        try: kappa,tau = v
+        except (TypeError,ValueError): raise ValueError(f"imbalance={v!r}: must be None or two numbers (kappa, tau), as (3, .5)") from None
+        v = number('imbalance[0]', kappa, 1),number('imbalance[1]', tau, 0, 1)
+    elif counts is not None: raise ValueError(f"class_counts={counts!r} has a meaning only with imbalance=(kappa, tau)")
+    return v, counts if counts is None else tuple(whole_number('class_counts', int(o) if isinstance(o, Tensor) else o, 0) for o in counts)
+
+def _check_augment(v):
+    if v is None: return None
+    tfms = list(v) if isinstance(v, (list,tuple,L)) else [v]
+    if tfms and all(isinstance(o, Transform) for o in tfms): return tfms
+    raise ValueError(f"augment={v!r}: must be None, a fastai Transform or a list of them, such as aug_transforms()")
+
+# %% ../nbs/callbacks/03_handler.ipynb #2d7078e9
 class MixHandler(Callback):
     "Mixes training batches: inputs are blended, targets mixed, the loss made to understand them"
     run_valid = False
     mixes_batches = True # how handlers know each other, also after a module was loaded again
-    _stateattrs = ('batch','_n_classes','_spec','_losses','_turn')
+    _stateattrs = ('batch','_n_classes','_counts','_spec','_losses','_turn')
     def __init__(self, *,
         mode:str='elem', # Who shares a weight: `'elem'` nobody, `'pair'` a sample and its partner, `'batch'` everyone
         prob:float=1., # Chance that a sample, pair or batch (as `mode` says) is mixed, in [0,1]
@@ -63,6 +87,12 @@ class MixHandler(Callback):
         interpolate_loss:bool|None=None, # `True`: mix two losses; `False`: use the mixed target; `None`: what suits the loss
         n_classes:int|tuple|None=None, # Classes, one number or one a target; `None`: `dls.c`, else the width of the output
         schedule:Schedule|None=None, # Progress in [0,1] to a factor on `prob`, or to two, the second on what is given away
+        partner:str='random', # `'random'`; by class `'same'`, `'other'`, `'rare'`; `'close'`: by how close a number is, for regression
+        bandwidth:float|None=None, # What close means, in the unit of the target; `None`: from the spread of the batch
+        imbalance:tuple|None=None, # Remix's (κ, τ), as (3, .5): labels go to a class that is κ times rarer; `None`: they are mixed alike
+        class_counts:tuple|None=None, # How many samples each class has, for `imbalance`; `None`: the training set is asked
+        keep:bool=False, # Train on each batch twice, as it is and mixed, as RegMixup?
+        augment:Transform|list|None=None, # fastai's batch transforms for the samples that are not mixed
     ):
         self.mode,self.prob = one_of('mode', mode, MODES),number('prob', prob, 0, 1)
         self.label_smoothing = number('label_smoothing', label_smoothing, 0, 1, below=True)
@@ -71,10 +101,14 @@ class MixHandler(Callback):
         if schedule is not None and not callable(schedule): raise ValueError(
             f"schedule={schedule!r}: must be None or a function of the progress in [0,1], such as one from fastmix.schedule")
         self.schedule,self.rng = schedule,None
+        self.partner,self.bandwidth = _check_partner(partner, bandwidth, mode)
+        self.imbalance,self.class_counts = _check_imbalance(imbalance, class_counts)
+        self.keep,self.augment = one_of('keep', keep, (True,False)),_check_augment(augment)
         self._init_state()
         patches.keep_patches()
 
-    def _init_state(self): self.batch,self._n_classes,self._spec,self._smooth,self._losses,self._turn = None,{},None,0.,[],None
+    def _init_state(self):
+        self.batch,self._n_classes,self._counts,self._spec,self._smooth,self._losses,self._turn = None,{},None,None,0.,[],None
 
     def draw(self,
         n:int, # Batch size
@@ -104,11 +138,11 @@ def _on_device_of(batch, a): return torch.as_tensor(a).to(batch.device)
 @patch(as_prop=True)
 def lam(self:MixHandler)->Tensor|None:
     "(bs,) weight of each sample's own label in the latest training batch, on the device of the batch; 1: untouched"
-    return None if self.batch is None else _on_device_of(self.batch, self.plan.lam)
+    return None if self.batch is None else _on_device_of(self.batch, self.plan.own_share)
 
 @patch(as_prop=True)
 def idx(self:MixHandler)->Tensor|None:
-    "(bs,) index of each sample's partner in the latest training batch, its own where nothing is mixed"
+    "(bs,) index of each sample's partner, the first of several, in the latest training batch, its own where nothing is mixed"
     if self.batch is None: return None
     return _on_device_of(self.batch, self.plan.idx if self.plan.mixes else np.arange(self.plan.n))
 
@@ -120,6 +154,12 @@ def before_fit(self:MixHandler):
     self.restore()
     self._init_state()
     self.rng = make_rng(stream=(rank(),))
+    self._know_loss()
+
+@patch
+def _know_loss(self:MixHandler):
+    "Find out what the loss is, unless that is known"
+    if self._spec is not None and self._spec.loss_func is self.learn.loss_func: return
     self._spec = loss_spec(self.learn.loss_func)
     self._smooth = self._smoothing()
 
@@ -168,14 +208,20 @@ def before_batch(self:MixHandler):
     if self.batch is not None and self.batch.inputs is learn.xb: return         # the same object twice among the callbacks
     self.batch = None
     if not _is_active(self): return
+    self._know_loss()
     n,size,device = self._shape_of(learn.xb, learn.yb)
     prob,strength = self._factors_now()
-    plan = self.draw(n, size, prob, strength)
+    plan = self._by_labels(self.draw(n, size, prob, strength))
+    xb,yb = learn.xb,learn.yb
+    if self.keep and plan.mixes: plan,(xb,yb) = plan.with_clean,self._twice(xb, yb)
     batch = self.batch = MixedBatch(plan, prob, strength, device, size)
+    source = xb,yb
+    if self.augment: xb,yb = learn.xb,learn.yb = self._augmented(xb, yb, plan.touched)
     if not (plan.mixes or self._smooth): return
     patches.on_batch_end(learn, self.restore)
-    batch.targets = tuple(self._mix_target(y, plan, i, self._smooth) for i,y in enumerate(learn.yb))
-    batch.inputs = self._blend_inputs(learn.xb, plan)
+    learn.yb = yb
+    batch.targets = tuple(self._mix_target(y, plan, i, self._smooth, None if y is s else s) for i,(y,s) in enumerate(zip(yb, source[1])))
+    batch.inputs = self._blend_inputs(xb, plan, source[0])
     learn.xb,learn.yb = batch.inputs,tuple(t.mixed for t in batch.targets)
 
 # %% ../nbs/callbacks/03_handler.ipynb #028ed815
@@ -197,7 +243,9 @@ def _check_inputs(self:MixHandler, xb):
     for o in nested_tensors(tuple(xb)): check_input(o)
 
 @patch
-def _blend_inputs(self:MixHandler, xb, plan): return map_tensors(lambda x: self.blend(x, plan), tuple(xb))
+def _blend_inputs(self:MixHandler, xb, plan, source):
+    sources = iter(nested_tensors(tuple(source)))
+    return map_tensors(lambda x: self.blend(x, plan, None if (s := next(sources)) is x else s), tuple(xb))
 
 # %% ../nbs/callbacks/03_handler.ipynb #cc17df59
 @patch
@@ -220,30 +268,94 @@ def _say_own(self:MixHandler, y, i):
 # %% ../nbs/callbacks/03_handler.ipynb #7c9fe044
 @patch
 def _classes(self:MixHandler, i):
-    "Number of classes of target `i`: the argument, else `dls.c`, else the width of the model's output; found once a fit"
-    k,found = len(self.learn.yb),self._n_classes
-    if i not in found:
-        found[i] = _nth_count(self.n_classes, i, k) or _nth_count(_c_of(self.learn.dls), i, k) or _output_width(self.learn, i)
+    "Number of classes of target `i`: the argument, else what loaders and model say; found once a fit"
+    found = self._n_classes
+    if i not in found: found[i] = nth_count(self.n_classes, i, len(self.learn.yb)) or n_classes_of(self.learn, i)
     return found[i]
 
-def _nth_count(c, i, k):
-    "Number `i` of `k`, or the only number"
-    if isinstance(c, (tuple,list,L)): c = c[i] if len(c)==k else None
-    return c if isinstance(c, int) else None
+# %% ../nbs/callbacks/03_handler.ipynb #2e2a6867
+@patch
+def _by_labels(self:MixHandler, plan):
+    "The plan with partners and weights of the labels as `partner` and `imbalance` want them"
+    if not plan.mixes: return plan
+    if self.partner!='random': plan = replace(plan, partner=self._chosen_partners())
+    return plan if self.imbalance is None else self._remixed(plan)
 
-def _c_of(dls):
-    try: return get_c(dls)
-    except Exception: return None          # plain PyTorch loaders know nothing of classes
+def _is_category(y): return isinstance(y, Tensor) and target_kind(y)=='category'
 
-def _output_width(learn, i=0):
-    "Width of the model's output on one sample, computed as in a step"
-    with step_precision(learn): out = probe(learn.model, learn.xb)
-    if isinstance(out, (tuple,list)): out = out[i if len(out)==len(learn.yb) else 0]
-    if not isinstance(out, Tensor): raise ValueError(
-        f"n_classes=None: neither the loaders have a c nor has the model's output, a {type(out).__name__}, a width; "
-        "give n_classes=…")
-    ce = loss_spec(learn.loss_func).ce
-    return out.shape[ce.axis if ce else -1]
+@patch
+def _chosen_partners(self:MixHandler):
+    close,yb = self.partner=='close',self.learn.yb
+    y = next((o for o in yb if (isinstance(o, Tensor) and o.is_floating_point() if close else _is_category(o))), None)
+    if y is None: raise ValueError(f"partner={self.partner!r} compares targets " + (
+        "as numbers, but they are whole numbers, classes: use partner='random', or 'same', 'other' or 'rare'" if close else
+        "as classes, but no target is a whole number for each sample: use partner='random'"))
+    seed = int(self.rng.integers(2**62))
+    return close_partners(y, seed, self.bandwidth) if close else class_partners(y, self.partner, seed)
+
+@patch
+def _remixed(self:MixHandler, plan):
+    "The plan with Remix's weights of the labels"
+    yb = self.learn.yb
+    if len(yb)!=1 or not _is_category(yb[0]): raise ValueError(
+        f"imbalance={self.imbalance!r} weighs the classes of one target of class numbers, and there "
+        f"{'are '+str(len(yb))+' targets' if len(yb)!=1 else 'is none'}: use imbalance=None")
+    y = plain_tensor(yb[0])
+    if self._counts is None: self._counts = torch.as_tensor(self._found_counts()).to(y.device)
+    lam = remix_lam(tensor_on(plan.lam, y), y, plan.partners_of(y), self._counts, *self.imbalance)
+    return replace(plan, lam=lam, kept=plan.lam, per_batch=False)
+
+@patch
+def _found_counts(self:MixHandler):
+    "How many samples each class has, from the argument or the training set"
+    c,counts = self._classes(0),self.class_counts
+    if counts is None: counts = label_counts(self.learn.dls.train, 0, 1, c)
+    if counts is None: raise ValueError("class_counts=None: the training set does not tell how many samples each class has "
+        "without reading all of them; give class_counts=(…), a number for each class")
+    if len(counts)!=c: raise ValueError(f"class_counts={counts!r}: {len(counts)} numbers for {c} classes; give one for each")
+    return counts
+
+# %% ../nbs/callbacks/03_handler.ipynb #304282cf
+@patch
+def _twice(self:MixHandler, xb, yb):
+    "The batch twice in a row"
+    if any(not isinstance(o, Tensor) for o in yb): raise TypeError(
+        "keep=True trains on each sample twice, and a target is no tensor: turn it into one in the data loader")
+    return tuple(map_tensors(lambda o: torch.cat([o,o]), tuple(o)) for o in (xb,yb))
+
+@patch
+def _augmented(self:MixHandler, xb, yb, touched):
+    "Inputs and targets, those that no mix touches transformed by `augment`"
+    if touched is None or not all(isinstance(o, Tensor) for o in xb): raise TypeError(
+        f"augment={self.augment!r} needs inputs that are tensors, and weights that are known on the host")
+    rows = torch.from_numpy(np.flatnonzero(~touched))
+    if not len(rows): return xb,yb
+    ys = [i for i,o in enumerate(yb) if isinstance(o, Tensor)]
+    old = (*xb, *(yb[i] for i in ys))
+    new = self._transformed(tuple(o[tensor_on(rows, o)] for o in old))
+    new = [_put_rows(o, tensor_on(rows, o), p) for o,p in zip(old, new)]
+    yb = list(yb)
+    for i,o in zip(ys, new[len(xb):]): yb[i] = o
+    return tuple(new[:len(xb)]),tuple(yb)
+
+@patch
+def _transformed(self:MixHandler, b):
+    "A batch that has gone through `augment`, without its normalisation"
+    norms = [f for f in getattr(getattr(self.learn.dls.train, 'after_batch', None), 'fs', []) if isinstance(f, Normalize)]
+    for f in norms: b = f.decode(b)
+    b = Pipeline(self.augment, split_idx=0)(b)
+    for f in norms: b = f(b)
+    return b
+
+def _put_rows(old, rows, new):
+    "`old` with other rows; the same object where nothing has changed"
+    if not old.is_floating_point() and old.ndim<3: return old             # labels have no place
+    if new.shape[1:]!=old.shape[1:]: raise ValueError(
+        f"augment= gives pictures of shape {tuple(new.shape[1:])}, the others have {tuple(old.shape[1:])}; "
+        "use transforms that keep the size")
+    res = old.clone()
+    res[rows] = new.to(old.dtype)
+    return res
 
 # %% ../nbs/callbacks/03_handler.ipynb #0193a6f3
 @patch
@@ -253,6 +365,7 @@ def after_pred(self:MixHandler):
     if batch is None or batch.inputs is None or not len(learn.yb): return
     mixed,own,partner,lam = zip(*batch.targets)
     if not self._smooth and all(a is b for a,b in zip(own, partner)): return     # labels went with their pixels: nothing to mix
+    self._know_loss()
     learn.loss_func = MixedLoss(learn.loss_func, own, batch.plan, mixed, self._smooth, self.interpolate_loss, partner, lam[0],
                                 self._spec)
 

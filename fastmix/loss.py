@@ -15,17 +15,18 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from .crossentropy import flatten_as_fastai, mixed_cross_entropy, soft_cross_entropy
+from .crossentropy import flatten_as_fastai, mixed_cross_entropy, shared_cross_entropy, soft_cross_entropy
 from .lossspec import LossFunc, LossSpec, loss_spec
 from .plan import Plan
 from .target import mix_continuous, one_hot_target, target_kind
-from .tensors import exact_lerp, map_tensors, nested_tensors, per_sample, plain_tensor, retype, tensor_on
+from .tensors import map_tensors, nested_tensors, plain_tensor, retype, tensor_on
 
 # %% ../nbs/loss/02_loss.ipynb #3b8e01f6
-def _one_weight(plan):
-    "The weight that all samples of a batch share, `None` if they differ"
-    if isinstance(plan.lam, Tensor): return plan.lam[0] if plan.per_batch else None
-    return float(plan.lam[0]) if plan.n and plan.lam.min()==plan.lam.max() else None
+def _batch_weights(plan):
+    "The weights of the own label and of the partners' that all samples of a batch share, `None` if they differ"
+    shares = [plan.own_share, *(s for s,_ in plan.parts)]
+    if any(isinstance(o, Tensor) for o in shares): return [o[0] for o in shares] if plan.per_batch else None
+    return [float(o[0]) for o in shares] if plan.n and all(o.min()==o.max() for o in shares) else None
 
 def _loss(spec, pred, yb):
     "The user's loss; a `TypeError` if it is no tensor"
@@ -33,10 +34,11 @@ def _loss(spec, pred, yb):
     if isinstance(l, Tensor): return l
     raise TypeError(f"{spec.name} returns a {type(l).__name__}: a loss must be one tensor, so add up its parts")
 
-def _blend_two(spec, pred, yb, yb1, w):
-    "`w` times the loss on `yb` and `1-w` times that on `yb1`"
-    if not isinstance(w, Tensor) and w in (0,1): return spec.loss_func(pred, *(yb if w else yb1))
-    return w*_loss(spec, pred, yb) + (1-w)*_loss(spec, pred, yb1)
+def _sum_of_losses(spec, pred, targets, weights):
+    "The sum of the losses on several targets, each with one weight for the batch"
+    known = [(t,w) for t,w in zip(targets, weights) if isinstance(w, Tensor) or w]
+    if len(known)==1 and not isinstance(known[0][1], Tensor): return spec.loss_func(pred, *known[0][0])
+    return sum(w*_loss(spec, pred, t) for t,w in known)
 
 # %% ../nbs/loss/02_loss.ipynb #6fccaac3
 def _unreduced_own(f, pred, yb):
@@ -177,35 +179,39 @@ def _form(spec, pred, yb, yb1):
     return form
 
 # %% ../nbs/loss/02_loss.ipynb #2e90c7f4
-def _mix_singles(spec, form, pred, yb, yb1, lam):
+def _weighed(l, w):
+    "`w` times `l`, 0 where `w` is: a NaN without weight stays out"
+    return torch.where(w==0, 0, w*l)
+
+def _mix_singles(spec, form, pred, targets, weights):
     "A `'mean'` or a `'sum'` of the losses of single samples, mixed; a sample that does not count is left out of a mean"
-    (l,shape,counted),(l1,_,counted1) = (_counted_losses(spec, pred, t) for t in (yb, yb1))
-    l,w = _by_sample(l, lam)
-    total = exact_lerp(l1.where(counted1, 0), l.where(counted, 0), w).sum()
-    if form=='mean': total = total / torch.lerp(counted1.to(w), counted.to(w), w).sum()
-    return total.reshape(shape)
+    total = count = 0
+    for yb,w in zip(targets, weights):
+        l,shape,counted = _counted_losses(spec, pred, yb)
+        l,w = _by_sample(l, w)
+        total,count = total + _weighed(l.where(counted, 0), w).sum(),count + (counted.to(w)*w).sum()
+    return (total/count if form=='mean' else total).reshape(shape)
 
 def _counted_losses(spec, pred, yb):
     l = _single_losses(spec, pred, yb)
     return l.reshape(len(l)), l.shape[1:], _counted(l.reshape(len(l)), (pred, list(yb)))
 
-def _mix_values(spec, form, pred, yb, yb1, lam):
+def _mix_values(spec, form, pred, targets, weights):
     "The values that the loss gives for each sample, mixed and reduced as the loss reduces"
-    l,l1 = (_unreduced(spec, pred, t) if form=='unreduced' else plain_tensor(_loss(spec, pred, t)) for t in (yb, yb1))
+    ls = [_unreduced(spec, pred, t) if form=='unreduced' else plain_tensor(_loss(spec, pred, t)) for t in targets]
     if not spec.known:
-        for o,t in ((l,yb),(l1,yb1)): _check_count(spec, o, len(lam), pred, t)
-    shape,r = l.shape,spec.reduction
-    (l,w),(l1,_) = _by_sample(l, lam),_by_sample(l1, lam)
-    mix = exact_lerp(l1, l, w.expand_as(l))
-    if form=='whole' or r=='none': return mix.reshape(shape)
-    if r=='sum': return mix.sum()
-    if r=='mean' and spec.plain_mean: return mix.mean()
-    return _weighted_part(spec.loss_func(pred, *yb), l, w) + _weighted_part(spec.loss_func(pred, *yb1), l1, 1-w)
+        for l,t in zip(ls, targets): _check_count(spec, l, len(weights[0]), pred, t)
+    shape,r = ls[0].shape,spec.reduction
+    lws = [_by_sample(*o) for o in zip(ls, weights)]
+    if form!='whole' and r not in ('none','sum') and not (r=='mean' and spec.plain_mean):
+        return sum(_weighted_part(spec.loss_func(pred, *t), l, w) for t,(l,w) in zip(targets, lws))
+    mix = sum(_weighed(l, w.expand_as(l)) for l,w in lws)
+    return mix.reshape(shape) if form=='whole' or r=='none' else mix.sum() if r=='sum' else mix.mean()
 
-def _blend_samples(spec, pred, yb, yb1, lam):
-    "`lam` times the loss on `yb` and `1-lam` times that on `yb1` for each sample, for any loss that has a value for each"
-    form = _form(spec, pred, yb, yb1)
-    return (_mix_singles if form in ('mean','sum') else _mix_values)(spec, form, pred, yb, yb1, lam)
+def _mix_samples(spec, pred, targets, weights):
+    "The sum of the losses on several targets, each with a weight for each sample, for any loss that has a value for each"
+    form = _form(spec, pred, *targets[:2])
+    return (_mix_singles if form in ('mean','sum') else _mix_values)(spec, form, pred, targets, weights)
 
 # %% ../nbs/loss/02_loss.ipynb #807dbbd8
 class MixedLoss:
@@ -244,15 +250,15 @@ def __call__(self:MixedLoss,
     spec,force,own = self.spec,self.interpolate_loss,self.yb
     if self.plan is None or not _in_training(pred): return self.loss_func(pred, *yb)
     if not self._is_ours(yb): return self._soft(pred, yb)
-    if len(own)>1: return self._soft(pred, yb) if force is False else self._two(pred, own)
+    if len(own)>1: return self._soft(pred, yb) if force is False else self._each(pred, own)
     kind = target_kind(own[0])
     if kind=='continuous':
         blended = force is False or (force is None and (spec.linear or spec.regression))
-        return self.loss_func(pred, *yb) if blended else self._two(pred, own)
+        return self.loss_func(pred, *yb) if blended else self._each(pred, own)
     if spec.read_ce: return self._cross_entropy(pred, own[0])
     if force is False or (force is None and spec.soft_only): return self._soft(pred, yb)
     if kind=='category' and (spec.numeric or spec.soft_only): return self._numeric(pred, own[0], yb[0])
-    return self._two(pred, own)
+    return self._each(pred, own)
 
 def _in_training(pred): return torch.is_grad_enabled() or any(t.requires_grad for t in nested_tensors(pred))
 
@@ -281,29 +287,44 @@ def _soft(self:MixedLoss, pred, yb):
 
 # %% ../nbs/loss/02_loss.ipynb #4c8a2d60
 @patch
-def _partners(self:MixedLoss, yb):
-    "The partners' targets; what is no tensor is the sample's own"
-    def partner(y, p): return y if not isinstance(y, Tensor) else self.plan.partners_of(y) if p is None else p
-    return tuple(map(partner, yb, self.partner))
-
-def _drop_unweighted(y, y1, lam):
-    "Own and partner's target, each replaced by the other one where it has no weight"
-    if not isinstance(y, Tensor) or y.dtype!=y1.dtype or y.shape!=y1.shape: return y,y1
-    lam,a,b = lam.reshape(*lam.shape, *[1]*(y.ndim-lam.ndim)),plain_tensor(y),plain_tensor(y1)
-    return retype(torch.where(lam==0, b, a), y),retype(torch.where(lam==1, a, b), y1)
+def _parts(self:MixedLoss):
+    "The share of each partner and the plan that says who it is; a share for each element where pixels have weights of their own"
+    return self.plan.parts if self.lam is None else [(1-self.lam, self.plan)]
 
 @patch
-def _two(self:MixedLoss, pred, yb):
-    "Two losses, mixed"
-    yb1,w,spec = self._partners(yb),None if self.lam is not None else _one_weight(self.plan),self.spec
+def _targets(self:MixedLoss, yb):
+    "The own targets, and those of each partner; what is no tensor is the sample's own"
+    def of(p, y, known): return y if not isinstance(y, Tensor) else p.partners_of(y) if known is None else known
+    return [yb, *(tuple(of(p, *o) for o in zip(yb, self.partner)) for _,p in self._parts())]
+
+@patch
+def _weights(self:MixedLoss, device_of):
+    "A weight for each of `_targets`, on the device of a tensor"
+    own = self.plan.own_share if self.lam is None else self.lam
+    return [tensor_on(o, device_of) for o in (own, *(s for s,_ in self._parts()))]
+
+def _fill_unweighted(ys, weights):
+    "Targets of one kind, each replaced where it has no weight by one that has"
+    y = ys[0]
+    if not isinstance(y, Tensor) or any(o.dtype!=y.dtype or o.shape!=y.shape for o in ys): return ys
+    plain,ws = [plain_tensor(o) for o in ys],[w.reshape(*w.shape, *[1]*(y.ndim-w.ndim)) for w in weights]
+    fill = plain[-1]
+    for o,w in list(zip(plain, ws))[-2::-1]: fill = torch.where(w==0, fill, o)
+    return [retype(torch.where(w==0, fill, o), y) for o,w in zip(plain, ws)]
+
+@patch
+def _each(self:MixedLoss, pred, yb):
+    "A loss for the own target and for each partner's, mixed"
+    targets,w,spec = self._targets(yb),None if self.lam is not None else _batch_weights(self.plan),self.spec
     try:
-        if w is not None: return _blend_two(spec, pred, yb, yb1, w)
-        lam = tensor_on(self.plan.lam, nested_tensors(list(yb))[0]) if self.lam is None else self.lam
-        yb,yb1 = zip(*(_drop_unweighted(y, y1, lam) for y,y1 in zip(yb, yb1)))
-        if self.lam is not None and spec.flat_axis is not None: lam = flatten_as_fastai(lam, spec.flat_axis)
-        return _blend_samples(spec, pred, yb, yb1, lam)
+        if w is not None: return _sum_of_losses(spec, pred, targets, w)
+        weights = self._weights(nested_tensors(list(yb))[0])
+        if len(targets)==1: return spec.loss_func(pred, *yb)
+        targets = list(zip(*(_fill_unweighted(ys, weights) for ys in zip(*targets))))
+        if self.lam is not None and spec.flat_axis is not None: weights = [flatten_as_fastai(o, spec.flat_axis) for o in weights]
+        return _mix_samples(spec, pred, targets, weights)
     except Exception as e:
-        if not any(isinstance(a, Tensor) and a.is_floating_point()>b.is_floating_point() for a,b in zip(yb1, yb)): raise
+        if not any(isinstance(a, Tensor) and a.is_floating_point()>b.is_floating_point() for t in targets[1:] for a,b in zip(t, yb)): raise
         raise ValueError(f"{spec.name} cannot take soft targets ({type(e).__name__}: {e}), but partners from earlier batches have weights "
             "for all classes: use a cross-entropy, or another mix than RecursiveMix") from e
 
@@ -313,15 +334,16 @@ def _cross_entropy(self:MixedLoss, pred, y):
     "Labels for a cross-entropy"
     ce,y = self.spec.ce,plain_tensor(y)
     if self.label_smoothing and not ce.label_smoothing: ce = replace(ce, label_smoothing=self.label_smoothing)
-    lam = per_sample(self.plan.lam, y) if self.lam is None else self.lam
-    return mixed_cross_entropy(plain_tensor(pred), y, plain_tensor(self._partners((y,))[0]), lam, ce)
+    ys,shares = [plain_tensor(o[0]) for o in self._targets((y,))],self._weights(y)
+    if len(ys)==2: return mixed_cross_entropy(plain_tensor(pred), *ys, shares[0], ce)
+    return shared_cross_entropy(plain_tensor(pred), ys, shares, ce)
 
 @patch
 def _numeric(self:MixedLoss, pred, y, mixed):
     "Categories for a loss that wants numbers: one column if the prediction has one, else one-hot rows"
     spec,column = self.spec,pred.numel()==y.numel()
     blended = spec.linear or (spec.regression and self.interpolate_loss is not True)
-    if not blended: return self._two(pred, (y if column else one_hot_target(y, mixed.shape[-1], self.label_smoothing),))
+    if not blended: return self._each(pred, (y if column else one_hot_target(y, mixed.shape[-1], self.label_smoothing),))
     if column: mixed = mix_continuous(y, self.plan) if self.partner[0] is None and not self.label_smoothing else _expected(mixed)
     return self.loss_func(pred, mixed.reshape(pred.shape) if column and spec.linear else mixed)
 

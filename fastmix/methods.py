@@ -8,14 +8,14 @@ Docs: https://fastmix.github.io/fastmix/callbacks/methods.html.md"""
 __all__ = ['MixUp', 'CutMix', 'CutMixUp', 'ResizeMix', 'FMix', 'RecursiveMix']
 
 # %% ../nbs/callbacks/04_methods.ipynb #d650e11a
-from dataclasses import replace
+import inspect
 
+from fastcore.basics import patch
 from torch import Tensor
 
 from .checks import min_max, number, one_of
 from .draw import draw_cutmix, draw_cutmixup, draw_fmix, draw_mixup, draw_recursivemix, draw_resizemix
 from .handler import MixHandler
-from .partners import close_partners
 from .plan import Plan
 from .target import check_target, is_dense_target, target_kind
 from .tensors import map_tensors, nested_tensors
@@ -25,33 +25,27 @@ class MixUp(MixHandler):
     "[MixUp](https://arxiv.org/abs/1710.09412): each sample blended with another, keeping at least half of itself"
     def __init__(self,
         alpha:float=.4, # Of Beta(alpha,alpha), 0 or more: small mixes little, 0 not at all
-        *, mode:str='elem', # Who shares a weight: `'elem'`, `'pair'` or `'batch'`
-        partner:str='random', # `'random'`, or `'close'`: drawn by how close the target is, for regression
-        bandwidth:float|None=None, # What close means, in the unit of the target; `None`: from the spread of the batch
-        **kwargs # As `MixHandler`
+        *, mode:str='elem', **kwargs # As `MixHandler`
     ):
         super().__init__(mode=mode, **kwargs)
-        self.alpha,self.partner = number('alpha', alpha),one_of('partner', partner, ('random','close'))
-        self.bandwidth = bandwidth if bandwidth is None else number('bandwidth', bandwidth, 1e-12)
-        if partner=='close' and mode=='pair': raise ValueError(
-            "partner='close' chooses for each sample, mode='pair' for two at once: use mode='elem' or 'batch'")
-        if bandwidth and partner!='close': raise ValueError(f"bandwidth={bandwidth!r} has a meaning only with partner='close'")
+        self.alpha = number('alpha', alpha)
 
     def draw(self, n:int, size:tuple, prob:float, strength:float=1.)->Plan:
-        plan = draw_mixup(self.rng, n, alpha=self.alpha, mode=self.mode, prob=prob, strength=strength)
-        return replace(plan, partner=self._close_partners()) if self.partner=='close' and plan.mixes else plan
+        return draw_mixup(self.rng, n, alpha=self.alpha, mode=self.mode, prob=prob, strength=strength)
 
-    def _close_partners(self):
-        y = next((o for o in self.learn.yb if isinstance(o, Tensor) and o.is_floating_point()), None)
-        if y is None: raise ValueError(
-            "partner='close' compares targets as numbers, but they are whole numbers, classes: use partner='random'")
-        return close_partners(y, int(self.rng.integers(2**62)), self.bandwidth)
-
-# %% ../nbs/callbacks/04_methods.ipynb #edade559
-def _check_size(handler, size):
+# %% ../nbs/callbacks/04_methods.ipynb #f95df3a3
+def check_size(handler, size):
+    "Refuse an input that has no place to cut"
     if not size: raise ValueError(
         f"{type(handler).__name__} cuts over the dimensions after (batch, channels), but the input has none: use MixUp")
 
+def refuse_options(handler, why, *names):
+    "Refuse what a method cannot do, if it was asked for"
+    for k in names:
+        v,default = getattr(handler, k),inspect.signature(MixHandler.__init__).parameters[k].default
+        if v!=default: raise ValueError(f"{k}={v!r}: {type(handler).__name__} {why}; use {k}={default!r}, or another method")
+
+# %% ../nbs/callbacks/04_methods.ipynb #edade559
 class CutMix(MixHandler):
     "[CutMix](https://arxiv.org/abs/1905.04899): a box of each sample replaced by its partner's"
     def __init__(self,
@@ -65,7 +59,7 @@ class CutMix(MixHandler):
         self.correct_lam = one_of('correct_lam', correct_lam, (True,False))
 
     def draw(self, n:int, size:tuple, prob:float, strength:float=1.)->Plan:
-        _check_size(self, size)
+        check_size(self, size)
         return draw_cutmix(self.rng, n, size=size, alpha=self.alpha, minmax=self.minmax, correct_lam=self.correct_lam,
                            mode=self.mode, prob=prob, strength=strength)
 
@@ -86,7 +80,7 @@ class CutMixUp(MixHandler):
         self.correct_lam = one_of('correct_lam', correct_lam, (True,False))
 
     def draw(self, n:int, size:tuple, prob:float, strength:float=1.)->Plan:
-        _check_size(self, size)
+        check_size(self, size)
         return draw_cutmixup(self.rng, n, size=size, mix_alpha=self.mix_alpha, cut_alpha=self.cut_alpha,
                              switch_prob=self.switch_prob, minmax=self.minmax, correct_lam=self.correct_lam,
                              mode=self.mode, prob=prob, strength=strength)
@@ -102,7 +96,7 @@ class ResizeMix(MixHandler):
         self.scope = min_max('scope', scope, none=False)
 
     def draw(self, n:int, size:tuple, prob:float, strength:float=1.)->Plan:
-        _check_size(self, size)
+        check_size(self, size)
         return draw_resizemix(self.rng, n, size=size, scope=self.scope, mode=self.mode, prob=prob, strength=strength)
 
 # %% ../nbs/callbacks/04_methods.ipynb #7025ae2b
@@ -118,7 +112,7 @@ class FMix(MixHandler):
         self.alpha,self.decay,self.max_soft = number('alpha', alpha),number('decay', decay),number('max_soft', max_soft, 0, .5)
 
     def draw(self, n:int, size:tuple, prob:float, strength:float=1.)->Plan:
-        _check_size(self, size)
+        check_size(self, size)
         return draw_fmix(self.rng, n, size=size, alpha=self.alpha, decay=self.decay, max_soft=self.max_soft,
                          mode=self.mode, prob=prob, strength=strength)
 
@@ -132,9 +126,11 @@ class RecursiveMix(MixHandler):
     ):
         super().__init__(mode=mode, **kwargs)
         self.alpha = number('alpha', alpha, 0, 1)
+        refuse_options(self, "takes its partners from the batch before, whose labels are mixed already",
+                       'partner', 'imbalance', 'keep', 'augment')
 
     def draw(self, n:int, size:tuple, prob:float, strength:float=1.)->Plan:
-        _check_size(self, size)
+        check_size(self, size)
         last = 0 if self.memory is None else len(nested_tensors(self.memory[0])[0])
         return draw_recursivemix(self.rng, n, last, size=size, alpha=self.alpha, mode=self.mode, prob=prob, strength=strength)
 
@@ -158,15 +154,35 @@ class RecursiveMix(MixHandler):
         else: yb = self.learn.yb
         self.memory = map_tensors(lambda o: o.detach(), tuple(self.learn.xb)),yb
 
-    def _blend_inputs(self, xb, plan):
+    def _blend_inputs(self, xb, plan, source):
         if not plan.mixes: return xb
         sources = iter(nested_tensors(self.memory[0]))
         return map_tensors(lambda x: self.blend(x, plan, next(sources)), tuple(xb))
 
-    def _mix_target(self, y, plan, i, label_smoothing):
+    def _mix_target(self, y, plan, i, label_smoothing, source=None):
         if not plan.mixes: return super()._mix_target(y, plan, i, label_smoothing)
         check_target(y, self.batch.size, f'target {i}')
         if isinstance(y, Tensor) and target_kind(y)=='dense' and not is_dense_target(y, plan): raise ValueError(
             f"target {i} has shape {tuple(y.shape)}, whole numbers but not a mask: RecursiveMix cannot add them up; "
             "use another mix")
         return super()._mix_target(y, plan, i, label_smoothing, self.memory[1][i])
+
+# %% ../nbs/callbacks/04_methods.ipynb #6cfc23d5
+@patch
+def after_train(self:RecursiveMix):
+    "The last batch of an epoch is no batch before"
+    MixHandler.after_train(self)
+    self.memory = None
+
+@patch
+def state_dict(self:RecursiveMix)->dict:
+    "The state of the generator, and the batch before"
+    return {**MixHandler.state_dict(self), **({} if self.memory is None else dict(memory=self.memory))}
+
+@patch
+def load_state_dict(self:RecursiveMix,
+    state:dict, # From `state_dict`
+)->None:
+    "Continue with this state"
+    MixHandler.load_state_dict(self, state)
+    self.memory = state.get('memory')

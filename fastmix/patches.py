@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 
+import torch
 from fastai import learner as fastai_learner
 from fastai.learner import Learner
 from fastai.torch_core import to_detach
@@ -38,6 +39,18 @@ def wrap_method(
     method._wraps = method,inner
     setattr(cls, name, method)
 
+# %% ../nbs/callbacks/01_patches.ipynb #5e0a1c02
+def _autocast_depth():
+    "How many autocasts have been entered and not left"
+    torch.autocast_increment_nesting()
+    return torch.autocast_decrement_nesting()
+
+def _leave_autocast(learn, depth):
+    "Leave the autocast of a callback that has entered it since there were `depth`"
+    for cb in learn.cbs:
+        c = vars(cb).get('autocast')
+        if isinstance(c, torch.autocast) and _autocast_depth()>depth: c.__exit__(None, None, None)
+
 # %% ../nbs/callbacks/01_patches.ipynb #915843d0
 def _detach_batch(learn):
     "Detach what is kept of the batch"
@@ -47,11 +60,12 @@ def _detach_batch(learn):
         elif v is not None: learn.__dict__[k] = to_detach(v, cpu=False, gather=False)
 
 def _one_batch(learn, one_batch, i, b):
-    "fastai's `one_batch`; however it ends, what is in `_cleanups` is done and the batch's graph is free"
-    learn._cleanups = []
+    "fastai's `one_batch`; however it ends, what is in `_cleanups` is done, half precision is left and the batch's graph is free"
+    learn._cleanups,depth = [],_autocast_depth()
     try: one_batch(learn, i, b)
     finally:
         for f in learn.__dict__.pop('_cleanups', ()): f()
+        _leave_autocast(learn, depth)
         _detach_batch(learn)
 
 def on_batch_end(
@@ -65,8 +79,9 @@ def on_batch_end(
 
 # %% ../nbs/callbacks/01_patches.ipynb #1c1d74cd
 def _all_batches(learn, all_batches):
-    "fastai's `all_batches`; however it ends, the data loader keeps no iterator"
-    try: all_batches(learn)
+    "fastai's loop over the batches, or that of a callback with a method `run_batches`; the data loader keeps no iterator"
+    cb = next((cb for cb in learn.cbs if cb.run and callable(getattr(type(cb), 'run_batches', None))), None)
+    try: cb.run_batches(all_batches) if cb else all_batches(learn)
     finally: getattr(learn.dl, '__dict__', {}).pop('it', None)
 
 # %% ../nbs/callbacks/01_patches.ipynb #235b8e34

@@ -10,6 +10,8 @@ __all__ = ['LazyMask', 'Plan']
 # %% ../nbs/mix/03_plan.ipynb #6ed6f3e8
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import mul
 
 import numpy as np
 import torch
@@ -46,6 +48,9 @@ class Plan:
     size:tuple|None=None # Spatial size that boxes and masks were drawn for
     resize:bool=False # Is a box filled with the whole partner, resized, rather than with the same place of it?
     per_batch:bool=False # Do all samples share one weight and one box or mask?
+    kept:np.ndarray|None=None # (n,) float32, share of its own that a sample keeps where its label has another weight; `None`: `lam`
+    start:np.ndarray|None=None # (n,d) whole numbers, where in the partner a box begins; `None`: at the same place
+    then:'Plan|None'=None # Another partner, blended into the result of this plan
 
     @property
     def idx(self)->np.ndarray|Tensor:
@@ -61,14 +66,57 @@ class Plan:
         if not isinstance(self.partner, (int,str)): return t.index_select(0, tensor_on(self.partner, t))
         return t.flip(0) if self.partner=='mirror' else t.roll(-self.partner, 0)
 
+# %% ../nbs/mix/03_plan.ipynb #c042d0b3
+@patch(as_prop=True)
+def steps(self:Plan)->list: # Of `Plan`s
+    "This plan, and those that follow it"
+    res = [self]
+    while res[-1].then is not None: res.append(res[-1].then)
+    return res
+
+@patch
+def each_step(self:Plan,
+    f:Callable, # Function of a plan to a plan
+)->Plan:
+    "The same chain, with `f` of each step"
+    return replace(f(self), then=self.then and self.then.each_step(f))
+
+@patch(as_prop=True)
+def parts(self:Plan)->list: # Of pairs: a share (n,), and the plan that says whose it is
+    "What the partners have of the label, without those that have nothing"
+    res,rest = [],1.
+    for p in self.steps[::-1]:
+        if isinstance(p.lam, Tensor) or not p.n or p.lam.min()<1: res.append(((1-p.lam)*rest, p))
+        rest = p.lam*rest
+    return res[::-1]
+
+@patch(as_prop=True)
+def own_share(self:Plan)->np.ndarray|Tensor: # (n,), `lam` where there is one partner
+    "What each sample keeps of its own label"
+    return reduce(mul, (p.lam for p in self.steps))
+
 # %% ../nbs/mix/03_plan.ipynb #919377cc
+def _step_touches(p):
+    "(n,) which samples a plan changes; `None`: only a device knows"
+    weight = p.weight if not isinstance(p.weight, Tensor) else None
+    lam = p.lam if p.kept is None else p.kept
+    if weight is None or isinstance(lam, Tensor): return None
+    res = weight<1
+    if p.box is not None: res = res | (p.box[...,1] > p.box[...,0]).all(-1)
+    return res if p.box is None and p.mask is None else res | (lam<1)
+
+@patch(as_prop=True)
+def touched(self:Plan)->np.ndarray|None: # (n,) bool; `None` where only a device knows
+    "Which samples are not left as they are"
+    each = [_step_touches(p) for p in self.steps]
+    return None if any(o is None for o in each) else reduce(np.logical_or, each)
+
 @patch(as_prop=True)
 def mixes(self:Plan)->bool:
     "Is anything mixed at all?"
     if not self.n: return False
-    if isinstance(self.weight, Tensor) or isinstance(self.lam, Tensor): return True
-    if self.weight.min()<1 or (self.box is not None or self.mask is not None) and self.lam.min()<1: return True
-    return self.box is not None and bool((self.box[...,1] > self.box[...,0]).all(-1).any())
+    touched = self.touched
+    return True if touched is None else bool(touched.any()) or any(isinstance(p.lam, Tensor) for p in self.steps)
 
 # %% ../nbs/mix/03_plan.ipynb #08188bf3
 @patch
@@ -80,8 +128,9 @@ def matches_dims(self:Plan,
 
 @patch(as_prop=True)
 def labels_only(self:Plan)->Plan:
-    "The same partners with the weights of the labels, without boxes and masks"
-    return Plan(self.n, self.lam, self.lam, self.partner, per_batch=self.per_batch)
+    "The same partners with the weights of the labels as they were drawn, without boxes and masks"
+    def weights(p): return Plan(p.n, p.lam if p.kept is None else p.kept, p.lam, p.partner, per_batch=p.per_batch)
+    return self.each_step(weights)
 
 @patch
 def resized_to(self:Plan,
@@ -90,7 +139,8 @@ def resized_to(self:Plan,
     "The same plan for data of another size"
     if self.box is None or self.size is None or self.size==tuple(size): return self
     ratio = np.array(size)/np.array(self.size)
-    return replace(self, box=np.rint(self.box*ratio[:,None]).astype(np.int64), size=tuple(size))
+    def scaled(a, ratio): return None if a is None else np.rint(a*ratio).astype(np.int64)
+    return self.each_step(lambda p: replace(p, box=scaled(p.box, ratio[:,None]), start=scaled(p.start, ratio), size=tuple(size)))
 
 # %% ../nbs/mix/03_plan.ipynb #ae78cdc0
 @patch
@@ -101,3 +151,44 @@ def mask_for(self:Plan,
     m = self.mask.on(x.device) if isinstance(self.mask, LazyMask) else tensor_on(self.mask, x)
     size = x.shape[2-m.ndim:]
     return m if m.shape[2:]==size else F.interpolate(m.float(), size).to(m.dtype)
+
+# %% ../nbs/mix/03_plan.ipynb #178e0fb4
+@patch
+def matrix(self:Plan,
+    weights:str='weight', # Which weights: `'weight'` of the inputs or `'lam'` of the labels
+)->np.ndarray: # (n,n) float32, rows sum to 1
+    "The weight of each sample in each result, for a plan without boxes and masks whose partners are known on the host"
+    res,i = np.eye(self.n, dtype=np.float32),np.arange(self.n)
+    for p in self.steps:
+        w = getattr(p, weights)
+        res *= w[:,None]
+        np.add.at(res, (i,p.idx), 1-w)
+    return res
+
+@patch(as_prop=True)
+def is_sum(self:Plan)->bool:
+    "Is it a sum of weights over the whole batch, all known on the host?"
+    steps = self.steps
+    return len(steps)>=max(self.n-1, 2) and all(p.size is None and p.mask is None and p.box is None
+                                                and not any(isinstance(o, Tensor) for o in (p.weight,p.lam,p.partner)) for p in steps)
+
+# %% ../nbs/mix/03_plan.ipynb #d235f8cc
+def _first_clean(a, fill, n):
+    "`n` times `fill`, then `a`"
+    if isinstance(a, Tensor): return torch.cat([torch.full((n,*a.shape[1:]), fill, dtype=a.dtype, device=a.device), a])
+    return np.concatenate([np.full((n,*a.shape[1:]), fill, a.dtype), a])
+
+@patch(as_prop=True)
+def with_clean(self:Plan)->Plan: # For 2n samples
+    "The plan for a batch that stands twice in a row: the first n as they are, the others mixed"
+    n = self.n
+    def masks(p): # each sample has its own mask, the first n an empty one
+        return LazyMask(lambda device: _first_clean((m := (p.mask.on(device) if isinstance(p.mask, LazyMask) else
+            torch.as_tensor(p.mask, device=device))).expand(n, *m.shape[1:]), 0, n))
+    def doubled(p):
+        def first(a, fill): return None if a is None else _first_clean(a, fill, n)
+        i,idx = np.arange(n),p.idx
+        partner = torch.cat([torch.from_numpy(i).to(idx), idx]) if isinstance(idx, Tensor) else np.concatenate([i, idx])
+        return Plan(2*n, first(p.weight, 1), first(p.lam, 1), partner, first(p.box, 0), p.mask if p.mask is None else masks(p), p.size,
+                    p.resize, False, first(p.kept, 1), first(p.start, 0))
+    return self.each_step(doubled)

@@ -21,7 +21,7 @@ from .handler import mixing_callbacks
 def _mixing(learn):
     "Chance of mixing and mean weight of the partners in the latest batch"
     for cb in mixing_callbacks(learn):
-        if cb.batch is not None: return cb.batch.prob,float((1-cb.plan.lam).mean())
+        if cb.batch is not None: return cb.batch.prob,float((1-cb.plan.labels_only.weight).mean())
     return 0.,0.
 
 def add_columns(
@@ -75,5 +75,14 @@ class MixRecorder(Callback):
         for cb in self.learn.cbs:
             if isinstance(cb, ParamScheduler) and hasattr(cb, 'hps'): cb.hps.update(self._hps)
 
-    def state_dict(self)->dict: return {k:torch.tensor(v, dtype=torch.float64) for k,v in self._hps.items() if not self._new}
-    def load_state_dict(self, state:dict)->None: self._hps,self._new = {k:v.tolist() for k,v in state.items()},not state
+    def state_dict(self)->dict:
+        "The lists, and where those of this epoch begin"
+        return {} if self._new else dict(start=self._start, hps={k:torch.tensor(v, dtype=torch.float64) for k,v in self._hps.items()})
+
+    def load_state_dict(self,
+        state:dict, # From `state_dict`
+    )->None:
+        "Go on with these lists"
+        self._new = not state
+        if state: self.recorder.hps = self._hps = {k:v.tolist() for k,v in state['hps'].items()}
+        self._start = state.get('start', 0)

@@ -104,7 +104,7 @@ def _preview_batch(learn, b, seed):
         xb,yb,cbs,res = learn.xb,learn.yb,_mix_callbacks(learn),[]
         for cb in cbs: cb.__dict__['run'] = False
         for i,cb in enumerate(cbs):
-            cb.__dict__.update(rng=make_rng(seed, (i,)), run=True, schedule=None)
+            cb.__dict__.update(rng=make_rng(seed, (i,)), run=True, schedule=None, keep=False)
             if isinstance(cb, RecursiveMix): cb.__dict__['memory'] = None
             for k in ((1,-1,1) if isinstance(cb, RecursiveMix) else (1,)):
                 learn.xb,learn.yb = (xb,yb) if k>0 else (tuple(o.flip(0) for o in b) for b in (xb,yb))
@@ -164,7 +164,8 @@ def _draw_row(x, titles, axs, lim, name='', plan=None, masks=None, **kwargs):
         _draw_sample(ax, x[i], lim, None if masks is None else masks[i], **kwargs)
         words = titles[i].replace(' + ', '\n+ ')
         ax.set_title(words, parse_math=False, fontsize=np.clip(140/max(map(len, words.split('\n'))), 6, 10) if words else 10)
-        if plan is not None and plan.box is not None: _outline_box(ax, plan.box[i])
+        for p in [] if plan is None else plan.steps:
+            if p.box is not None: _outline_box(ax, p.box[i])
     axs[0].text(-.1, .5, name, transform=axs[0].transAxes, rotation=90, va='center', ha='right', multialignment='center')
 
 # %% ../nbs/pictures/01_show.ipynb #4b849a37
@@ -172,7 +173,10 @@ def _sample_titles(yb, was, vocabs, n, plan=None):
     "What to write above the first `n` samples: all targets in words"
     said = [s for s in map(_describe_target, yb, vocabs, was) if s]
     moved = plan is None or all(a is not b for a,b in zip(yb, was))
-    if not moved and plan.mixes: said.append([mix_label([l,1-l], ['own','partner']) for l in plan.lam.tolist()])
+    if not moved and plan.mixes:
+        shares = [plan.own_share, *(s for s,_ in plan.parts)]
+        names = ['own','partner'] if len(shares)<3 else ['own', *(f'partner {i+1}' for i in range(len(shares)-1))]
+        said.append([mix_label(o, names) for o in zip(*(s.tolist() for s in shares))])
     return ['\n'.join(s[i] for s in said) for i in range(n)]
 
 def _picture_axes(rows, n, x, titles, figsize, ctxs):
@@ -217,29 +221,35 @@ def _input_columns(dl, xb, yb, trunc_at):
     return pd.DataFrame(xb[0].detach().reshape(len(xb[0]), -1)[:,:20].float().cpu().numpy())
 
 # %% ../nbs/pictures/01_show.ipynb #2cd7ede5
-def _write_sum(a, b, lam):
-    return _write_cell(a) if a==b else f'{lam:.2f} {_write_cell(a)} + {1-lam:.2f} {_write_cell(b)}'
+def _write_sum(values, shares):
+    cells = list(map(_write_cell, values))
+    return cells[0] if len(set(cells))==1 else ' + '.join(f'{s:.2f} {c}' for s,c in zip(shares, cells))
 
-def _mixed_cells(own, partner, new, lam, m, cats):
+def _mixed_cells(rows, shares, new, m, cats):
     "Cells of the line that shows the mixed sample: sums of categories, blended numbers, nothing for words"
-    if m.at is not None and 'input' not in m.at.split(' + '): return ['']*len(own)
-    def cell(k, a, b, c):
-        if k in cats: return _write_sum(a, b, lam)
+    if m.at is not None and 'input' not in m.at.split(' + '): return ['']*len(new)
+    def cell(k, c):
+        if k in cats: return _write_sum([r[k] for r in rows], shares)
         return '' if isinstance(c, str) else _write_cell(c)
-    return [cell(*o) for o in zip(own.index, own, partner, new)]
+    return [cell(*o) for o in zip(new.index, new)]
+
+def _who_has_what(plan, i, max_n=4):
+    "The numbers of the samples that sample `i` is made of, itself first, and their shares; of many the largest"
+    def host(a): return np.asarray(torch.as_tensor(a).cpu())
+    parts = [(float(s[i]), int(host(p.idx)[i])) for s,p in plan.parts]
+    parts = [(float(plan.own_share[i]), i), *sorted((o for o in parts if o[0]>0), reverse=True)[:max_n-1]]
+    return [j for _,j in parts],[s for s,_ in parts]
 
 def _table_lines(before, after, m, labels, mixed_labels, n, cats):
     "The lines for each of the first `n` samples"
-    lam,idx = m.plan.lam,np.asarray(torch.as_tensor(m.plan.idx).cpu())
     for i in range(n):
-        j,said = int(idx[i]),[o[i] for o in labels]
-        own,partner = before.iloc[i],before.iloc[j]
-        if lam[i]==1: yield (i,'as it is'),('',*map(_write_cell, own),*said)
-        else:
-            yield (i,'own'),(f'{lam[i]:.2f}',*map(_write_cell, own),*said)
-            yield (i,'partner'),(f'{1-lam[i]:.2f}',*map(_write_cell, partner),*(o[j] for o in labels))
-            cells = _mixed_cells(own, partner, after.iloc[i], lam[i], m, cats)
-            yield (i,'mixed' if m.at is None else f'mixed at {m.at}'),('',*cells,*(o[i] for o in mixed_labels))
+        who,shares = _who_has_what(m.plan, i)
+        for j,s in zip(who, shares):
+            what = 'as it is' if len(who)==1 else 'own' if j==i else 'partner'
+            yield (i,what),('' if len(who)==1 else f'{s:.2f}',*map(_write_cell, before.iloc[j]),*(o[j] for o in labels))
+        if len(who)==1: continue
+        cells = _mixed_cells([before.iloc[j] for j in who], shares, after.iloc[i], m, cats)
+        yield (i,'mixed' if m.at is None else f'mixed at {m.at}'),('',*cells,*(o[i] for o in mixed_labels))
 
 def _show_table(dl, xb, yb, mixed, vocabs, max_n, trunc_at=100):
     "Rows of a table, or texts, as each of `mixed` makes them"

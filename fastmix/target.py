@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .blend import blend_plain
+from .blend import blend_plain, blend_sum
 from .plan import Plan
-from .tensors import exact_lerp, per_sample, plain_tensor, retype
+from .tensors import exact_lerp, per_sample, plain_tensor, retype, tensor_on
 
 # %% ../nbs/mix/08_target.ipynb #49098754
 _places = 'TensorPoint', 'TensorBBox', 'BoundingBoxes', 'KeyPoints'
@@ -99,6 +99,12 @@ def _partner_share(plan, t):
     if plan.per_batch and plan.n and not isinstance(plan.lam, Tensor): return 1-float(plan.lam[0])
     return per_sample(1-plan.lam, t).to(t.dtype)
 
+def _mix_by_label(t, plan, source):
+    "`t` and the partners' rows of `source`, each with its share of the label"
+    if plan.is_sum and source is t: return blend_sum(t, plan, 'lam')
+    for p in plan.steps: t = exact_lerp(t, p.partners_of(source).to(t.dtype), _partner_share(p, t))
+    return t
+
 def mix_one_hot(
     y:Tensor, # (n,) whole numbers
     plan:Plan, # Who is mixed with whom, how much
@@ -109,7 +115,7 @@ def mix_one_hot(
     "Mixed one-hot rows, `lam` for the own label and `1-lam` for the partner's"
     t = one_hot_target(y, n_classes)
     s = t if source is None else source if source.is_floating_point() else one_hot_target(source, n_classes)
-    return smooth_labels(exact_lerp(t, plan.partners_of(s).to(t.dtype), _partner_share(plan, t)), label_smoothing)
+    return smooth_labels(_mix_by_label(t, plan, s), label_smoothing)
 
 # %% ../nbs/mix/08_target.ipynb #4503a9e3
 def mix_continuous(
@@ -119,10 +125,9 @@ def mix_continuous(
 )->Tensor: # As `y`; float32 if `y` held whole or boolean numbers
     "Targets blended by `lam`"
     if not y.is_floating_point(): y = y.float()
-    if not plan.n or (not isinstance(plan.lam, Tensor) and plan.lam.min()==1): return y
+    if not plan.n or not plan.parts: return y
     t = plain_tensor(y)
-    s = t if source is None else plain_tensor(source).to(t.dtype)
-    return retype(exact_lerp(t, plan.partners_of(s), _partner_share(plan, t)), y)
+    return retype(_mix_by_label(t, plan, t if source is None else plain_tensor(source).to(t.dtype)), y)
 
 # %% ../nbs/mix/08_target.ipynb #8640e636
 def _blend_dense(y, plan, source):
@@ -138,7 +143,7 @@ def move_labels(
     source:Tensor|None=None, # (m,...) whose samples `plan.partner` lists; `None`: `y` itself
 )->Tensor: # As `y`
     "Labels moved where their pixels went; with a soft edge, where the partner has more than half of the pixel"
-    hard = replace(plan, weight=np.ones(plan.n, np.float32))
+    hard = plan.each_step(lambda p: replace(p, weight=np.ones(p.n, np.float32)))
     return _blend_dense(y, hard, source) if hard.mixes else y
 
 # %% ../nbs/mix/08_target.ipynb #a32672e8
@@ -220,9 +225,10 @@ def _mix_class_numbers(y, plan, n_classes, label_smoothing, source):
         return mix_one_hot(y, plan, n_classes, label_smoothing, source)
     mixed,own,partner,lam = mix_target(y, plan, n_classes, source=source)
     if own is partner and not label_smoothing: return mixed
-    if partner is None: partner = plan.partners_of(y)
     check_labels(y, n_classes)
-    own,partner = one_hot_target(own, n_classes),one_hot_target(partner, n_classes)
+    own = one_hot_target(own, n_classes)
+    if partner is None: return smooth_labels(_mix_by_label(own, plan, own), label_smoothing)
+    partner = one_hot_target(partner, n_classes)
     w = _partner_share(plan, own) if lam is None else (1-lam).reshape(len(y), 1, *own.shape[2:])
     return smooth_labels(torch.lerp(own, partner, w), label_smoothing)
 
@@ -263,9 +269,13 @@ def majority_target(
     plan:Plan, # Who is mixed with whom, how much
     partner:Tensor|None=None, # (n,...) the partners' targets, or (n,C) their rows; `None`: `plan.partners_of` of `y`
 )->Tensor: # As `y`
-    "The target, its own or its partner's, that has the larger part in each sample"
-    if not plan.n or plan.lam.min()>=.5: return y
-    t = y.as_subclass(Tensor)
-    t1 = plan.partners_of(t) if partner is None else partner.as_subclass(Tensor)
-    if t1.is_floating_point() and not t.is_floating_point(): t1 = t1.argmax(-1).view_as(t)
-    return torch.where(per_sample(plan.lam>=.5, t), t, t1).as_subclass(type(y))
+    "The target, its own or a partner's, that has the largest part in each sample"
+    most = plan.own_share
+    if not plan.n or not isinstance(most, Tensor) and most.min()>=.5: return y
+    t = res = y.as_subclass(Tensor)
+    most = tensor_on(most, t)
+    for share,p in plan.parts:
+        share,t1 = tensor_on(share, t),p.partners_of(t) if partner is None else partner.as_subclass(Tensor)
+        if t1.is_floating_point() and not t.is_floating_point(): t1 = t1.argmax(-1).view_as(t)
+        res,most = torch.where(per_sample(share>most, t), t1, res),torch.maximum(most, share)
+    return res.as_subclass(type(y))

@@ -29,6 +29,7 @@ import json
 import logging
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from copy import deepcopy
@@ -53,6 +54,8 @@ from fastcore.script import call_parse, is_cli
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 
+from .checkpoint.files import FolderInUse, write_whole
+from .checkpoint.leaving import LEAVE_SIGNALS
 from .checks import min_max, number, one_of, whole_number
 from .data import BadArgument, digit_dls, folder_dls
 from .draw import MODES
@@ -60,8 +63,8 @@ from .methods import CutMix, CutMixUp, MixUp
 from .models import arch_names, make_model
 from .plots import plot_run
 from .recipe import LONG
-from .resume import FolderInUse, OtherRun
-from .runs import is_finished, pictures_checksum, run_folder, write_whole
+from .resume import OtherRun, Resume
+from .runs import is_finished, pictures_checksum, run_folder
 from .schedule import hesitation, off_after, warm_up
 
 # %% ../nbs/command/03_train.ipynb #9512b9c3
@@ -105,6 +108,7 @@ _CHECKS = dict(
     bs=partial(_whole_between, lo=1, hi=10**6), size=partial(_whole_between, lo=1, hi=4096),
     opt=partial(one_of, allowed=list(_OPTIMIZERS)), wd=partial(number, hi=100), ema=partial(number, hi=1, below=True),
     clip=partial(number, lo=1e-10, hi=1e10), amp=partial(one_of, allowed=('fp16','bf16')),
+    every_min=partial(number, hi=1e5), max_minutes=partial(number, hi=1e6),
     schedule=partial(one_of, allowed=list(_SCHEDULES)), workers=partial(_whole_between, lo=0, hi=256),
     seed=partial(_whole_between, lo=0, hi=2**64-1))
 
@@ -122,11 +126,13 @@ class _Stopped(KeyboardInterrupt):
     "A signal has ended the run"
     def __init__(self, signum): self.signum = signum
 
+class _TimeIsUp(Exception): "The run has ended before its time limit; what it was told is what the user reads"
+
 @contextmanager
 def _on_signals(handler):
-    "Within this context SIGINT and SIGTERM call `handler`; not in the main thread, signals are left alone"
+    "Within this context SIGINT, SIGTERM and SIGUSR1 call `handler`; not in the main thread, signals are left alone"
     old = {}
-    for o in (signal.SIGINT, signal.SIGTERM):
+    for o in (signal.SIGINT, *LEAVE_SIGNALS):
         try: old[o] = signal.signal(o, handler)
         except ValueError: pass
     try: yield
@@ -138,18 +144,18 @@ def _stop_now(signum, frame): raise _Stopped(signum)
 # %% ../nbs/command/03_train.ipynb #b42a4a4b
 def _ignore_signals():
     "In a process that loads data: the first process decides"
-    for o in (signal.SIGINT, signal.SIGTERM): signal.signal(o, signal.SIG_IGN)
+    for o in (signal.SIGINT, *LEAVE_SIGNALS): signal.signal(o, signal.SIG_IGN)
 
 @contextmanager
-def _stoppable(learn):
-    "SIGINT and SIGTERM pause `learn`'s run at the end of the epoch; yields the list of signals received"
+def _stoppable(learn, saver):
+    "Signals pause `learn`'s run when `saver` can next save it; yields the list of signals received"
     got = []
     def stop(signum, frame):
         got.append(signum)
         if len(got)>1: raise KeyboardInterrupt
-        print(f"\n{signal.Signals(signum).name}: stopping at the end of this epoch; once more to stop at once", flush=True)
-        resume = getattr(learn, 'resume', None)
-        if resume is not None: resume.pause()
+        when = 'after this batch' if saver.between_batches else 'at the end of this epoch'
+        print(f"\n{signal.Signals(signum).name}: stopping {when}; once more to stop at once", flush=True)
+        saver.pause()
     for dl in learn.dls.loaders: dl.wif = _ignore_signals
     try:
         with _on_signals(stop): yield got
@@ -230,18 +236,19 @@ def _fit(
     a:AttrDict, # Arguments of `train_cli`
     out:Path, # Folder of the run
 ):
-    "Train, saving each epoch; raises `_Stopped` if a signal ended the run early, `BadArgument` if it cannot go on"
+    "Train and save; raises `_Stopped` or `_TimeIsUp` if the run was ended early, `BadArgument` if it cannot go on"
     csv = [CSVLogger('history.csv', append=True)] if not rank_distrib() else []
-    got = []
+    left = None if a.ends_at is None else max(0., (a.ends_at-time.monotonic())/60)
+    got,saver = [],Resume('run', a.every_min, max_minutes=left)
     try:
-        with _stoppable(learn) as got, _on_devices(learn), _line_an_epoch(learn):
-            learn.fit_long(a.epochs, a.lr, wd=ifnone(a.wd, 'auto'), save='run', schedule=_mix_schedule(a, learn),
-                           ema=a.ema, clip=a.clip, advice=False, cbs=csv)
+        with _stoppable(learn, saver) as got, _on_devices(learn), _line_an_epoch(learn):
+            learn.fit_long(a.epochs, a.lr, wd=ifnone(a.wd, 'auto'), schedule=_mix_schedule(a, learn),
+                           ema=a.ema, clip=a.clip, advice=False, cbs=[*csv, saver])
     except (FolderInUse,ValueError) as e: raise BadArgument(f"--out {out}: {_why_not(e)}, or give another --out") from None
     except RuntimeError:
         if not got: raise
         raise _Stopped(got[0]) from None    # a worker that could not ignore the signal, as where workers are not forked
-    if got and learn.epoch+1<a.epochs: raise _Stopped(got[0])
+    if saver.paused: raise _Stopped(got[0]) if got else _TimeIsUp(f"the time is up; the same command with --out {out} goes on")
 
 # %% ../nbs/command/03_train.ipynb #d5e0bf9a
 def _save_plot(out, name, draw):
@@ -331,8 +338,10 @@ def _run_command(a):
     a.path = None if path is None else str(path)
     a.data = None if path is None else pictures_checksum(path)
     name = 'digits' if path is None else path.resolve().name or 'root'
+    ends_at = None if a.max_minutes is None else time.monotonic()+60*a.max_minutes
     with ExitStack() as held:
         out,done = _agree(lambda: held.enter_context(run_folder(a, name)))
+        a = AttrDict(a, ends_at=ends_at) # no argument of the run
         return _report(a, name, out, done)
 
 def _report(a, name, out, done):
@@ -371,6 +380,7 @@ def _as_command():
     except BadArgument as e: _fail(e, 2)
     except _Stopped as e: raise SystemExit(128+e.signum) from None
     except KeyboardInterrupt: raise SystemExit(128+signal.SIGINT) from None
+    except _TimeIsUp as e: _fail(e, 75) # EX_TEMPFAIL: try again
     except OSError as e: _fail(e, 1)
     except (MemoryError,RuntimeError) as e:
         if not _out_of_memory(e): raise
@@ -399,6 +409,8 @@ def train_cli(
     clip:float=None, # Largest norm of the gradients; none: no limit
     amp:str=None, # Mixed precision, fp16 or bf16
     channels_last:bool=False, # Channels-last memory format?
+    every_min:float=None, # Save whenever this many minutes have passed, in the middle of epochs too; none: after each epoch
+    max_minutes:float=None, # Save and end before this many minutes have passed; the same command with --out continues. None: no limit
     schedule:str=None, # Mixing through the run: constant, off, warmup or hesitation; none: off for the last 15 percent
     workers:int=None, # Processes that load data; none: as fastai for a folder, 0 for the digits
     seed:int=42, # Of all random numbers
@@ -406,10 +418,12 @@ def train_cli(
     resume:bool=False, # Continue the run in `out`; a finished one is only reported
     compare:bool=False, # Train without mixing too?
     list_archs:bool=False, # Only list the models that --arch knows
-)->float|None: # Accuracy on the validation set; from Python `BadArgument` is raised for what cannot be used
+)->float|None: # Accuracy on the validation set, `None` if the time was up; from Python `BadArgument` is raised for what cannot be used
     "Train an image classifier from scratch with MixUp and CutMix, one cycle, 80 epochs"
     a = AttrDict({k:str(v) if isinstance(v, Path) else v for k,v in locals().items() if k!='list_archs'})
     if list_archs: return print(*arch_names(), sep='\n')
-    if not is_cli(): return _run_command(a)
+    if not is_cli():
+        try: return _run_command(a)
+        except _TimeIsUp as e: return print(e)
     if path is None: torch.set_num_threads(1)       # digits of 8 pixels are too small to share: two threads take twice as long
     with _as_command(): _run_command(a)

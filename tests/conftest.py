@@ -4,7 +4,17 @@ os.environ['MPLBACKEND'] = 'Agg'
 for _k in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS'): os.environ.setdefault(_k, '1')
 
 import random,time
+from collections import Counter
 import pytest
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    "Of the cases of a test with the mark `every(k)` each k-th runs by default, the others with `-m full`; a k without a common factor with the numbers of values tries each value"
+    seen = Counter()
+    for o in items:
+        if (mark := o.get_closest_marker('every')):
+            if seen[o.function]%mark.args[0]: o.add_marker('full')
+            seen[o.function] += 1
 
 @pytest.fixture(autouse=True)
 def seeds():

@@ -12,7 +12,7 @@ import fastmix.all as fm
 from house import load, nbs, text
 
 N,C = 8,4                        # samples a batch, classes
-METHODS = dict(MixUp=fm.MixUp, CutMix=fm.CutMix, CutMixUp=partial(fm.CutMixUp, switch_prob=.5), ResizeMix=fm.ResizeMix, FMix=fm.FMix, RecursiveMix=fm.RecursiveMix)
+METHODS = dict(MixUp=fm.MixUp, CutMix=fm.CutMix, CutMixUp=partial(fm.CutMixUp, switch_prob=.5), ResizeMix=fm.ResizeMix, FMix=fm.FMix, RecursiveMix=fm.RecursiveMix, RICAP=fm.RICAP, ZetaMix=fm.ZetaMix)
 if hasattr(fm, 'ManifoldMixUp'): METHODS['ManifoldMixUp'] = fm.ManifoldMixUp
 METHODS["MixUp, close partners"] = partial(fm.MixUp, partner='close')
 

@@ -1,5 +1,6 @@
 """A small fastai run with randomness in every corner, and a fingerprint of all that it leaves behind. Used by the tests of `Resume`, and as a
-script that they kill: `python longrun.py FOLDER [recipe] [epochs] [workers]` writes the fingerprint to `FOLDER/end.json`."""
+script that they kill: `python longrun.py FOLDER [recipe] [epochs] [workers] [run] [seconds]` writes the fingerprint to `FOLDER/end.json`,
+and with `seconds`, between two saves, the number of the latest batch to `FOLDER/batch`."""
 import hashlib,json,random,sys
 from functools import partial
 from pathlib import Path
@@ -88,12 +89,19 @@ recipes = dict(
     accumulate=lambda learn,n,cbs: learn.fit_one_cycle(n, 1e-2, cbs=[GradientAccumulation(n_acc=130), GradientClip(.5), *cbs]),
 )
 
-def train(path, recipe='one_cycle', n=6, workers=0, resume='run'):
-    "Train in `path`, made afresh or continued, and write the fingerprint"
+class Latest(Callback):
+    "Writes down which batch is done"
+    run_valid,order = False,300
+    def before_fit(self): self.file = open(self.path/'batch', 'wb', buffering=0)
+    def after_batch(self): self.file.seek(0); self.file.write(b'%8d' % self.train_iter)
+
+def train(path, recipe='one_cycle', n=6, workers=0, resume='run', seconds=None):
+    "Train in `path`, made afresh or continued, and write the fingerprint; `seconds`: between two saves"
     torch.set_num_threads(1)
     path = Path(path)
     learn = learner(path, workers=int(workers))
-    with learn.no_bar(),learn.no_logging(): recipes[recipe](learn, int(n), [Resume(resume)] if resume else [])
+    cbs = [] if not resume else [Resume(resume)] if seconds is None else [Resume(resume, every_min=float(seconds)/60, ignore=Latest), Latest()]
+    with learn.no_bar(),learn.no_logging(): recipes[recipe](learn, int(n), cbs)
     csv = 'history.csv' if (path/'history.csv').exists() else None
     (path/'end.json').write_text(json.dumps(fingerprint(learn, csv), indent=1))
 

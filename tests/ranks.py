@@ -44,11 +44,27 @@ def paused(path):
     fit(path, Pause(), Resume('run', ignore=Pause))
     return fit(path, Resume('run', ignore=Pause), seed=5)
 
-def killed(path): fit(path, Stop('after_batch', 2, batch=1, ex=lambda: os.kill(os.getpid(), signal.SIGKILL)), Resume('run', ignore=Stop))
-def continued(path): return fit(path.with_name('killed'), Resume('run', ignore=Stop), seed=7)
-def other_number(path):
-    try: continued(path)
-    except ValueError as e: return str(e)
+def between(): return Resume('run', every_min=0, ignore=(Stop,SignalAt))
+
+class SignalAt(Callback):
+    "The last rank gets a signal"
+    def after_batch(self):
+        if rank and self.training and self.epoch==1 and self.iter==1: os.kill(os.getpid(), signal.SIGTERM)
+
+def signalled(path):
+    "All ranks end after the same batch, and each says so to the shell"
+    try: fit(path, SignalAt(), between())
+    except SystemExit as e: code = e.code
+    return dict(code=code, **fit(path, between(), seed=5))
+
+def killed(path): fit(path, Stop('after_batch', 2, batch=1, ex=lambda: os.kill(os.getpid(), signal.SIGKILL)), between())
+def continued(path): return fit(path.with_name('killed'), between(), seed=7)
+def of_two(path):
+    "One process goes on from what two have saved: refused, and then with a new cycle from the weights"
+    try: fit(path, between())
+    except ValueError as e: refused = str(e)
+    fit(path, Resume('run', every_min=0, resume='weights', ignore=(Stop,SignalAt)))
+    return refused
 
 if __name__=='__main__':
     torch.set_num_threads(1)

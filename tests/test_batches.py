@@ -206,6 +206,28 @@ def test_a_loss_that_turns_nan_is_said_once_an_epoch(cb, value):
         warnings.filterwarnings('ignore', 'You are shadowing|numpy.core')
         learner(items, Head(), [cb(), NoStep()]).fit(1)                # nothing to say
 
+class NewLoss(Callback):
+    "Another loss from the second epoch on, as those do who start with one and end with another"
+    def __init__(self, loss_func): self.new = loss_func
+    def before_epoch(self):
+        if self.epoch: self.learn.loss_func = self.new
+
+@every
+def test_another_loss_in_mid_fit(cb):
+    "What is mixed, validated and kept is the loss that the learner has now; if that smooths by itself, the callback leaves it to it"
+    new,seen = nn.CrossEntropyLoss(label_smoothing=.3),[]
+    class Look(Callback):
+        order = 100
+        def after_loss(self):
+            if self.training and self.epoch and isinstance(self.y, Tensor) and self.y.ndim==2:
+                seen.append((self.learn.loss.item(), F.cross_entropy(self.pred.detach(), self.y, label_smoothing=.3).item()))
+                assert (self.y==0).any()
+    model = FromDict('x')
+    learn = learner([({'x':o}, i%3) for i,o in enumerate(pictures())], model, [cb(label_smoothing=.1), NewLoss(new), Look()])
+    with pytest.warns(UserWarning, match='smooths labels by 0.3 already'): learn.fit(2)
+    assert seen and all(abs(a-b)<1e-5 for a,b in seen)
+    assert learn.loss_func is new
+
 def test_lr_find_says_nothing_of_it():
     learn = learner([(o, i%3) for i,o in enumerate(pictures(40))], Head(), MixUp())
     with warnings.catch_warnings(record=True) as said:

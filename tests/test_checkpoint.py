@@ -535,6 +535,21 @@ def lines_of(f, stop=None):
     finally: sys.settrace(None)
     return n
 
+@pytest.mark.parametrize('ex', [OSError(errno.ENOSPC, 'No space left on device'),KeyboardInterrupt()], ids=['full','interrupted'])
+@pytest.mark.parametrize('at', [1,2,7])
+def test_what_ends_a_write_is_said(tmp_path, monkeypatch, ex, at):
+    "A full disk is an `OSError` and Ctrl-C a `KeyboardInterrupt`, wherever they come; the file there is the old one, and nothing else is left"
+    write,n = files._HashingFile.write,0
+    def broken(self, b):
+        nonlocal n
+        n += 1
+        if n==at: raise ex
+        return write(self, b)
+    write_checkpoint(tmp_path/'a.pth', {'a':1})
+    monkeypatch.setattr(files._HashingFile, 'write', broken)
+    with pytest.raises(type(ex)): write_checkpoint(tmp_path/'a.pth', {'a':torch.rand(1000), 'b':[torch.rand(2) for _ in range(9)]})
+    assert os.listdir(tmp_path)==['a.pth'] and read_checkpoint(tmp_path/'a.pth')=={'a':1}
+
 @pytest.mark.parametrize('every', [1/30, pytest.param(1/200, marks=pytest.mark.fuzz)], ids=['some','most'])
 def test_interrupted_at_any_line(tmp_path, every):
     "The learner is as it was, or the next fit finds it so: its callbacks, their names and schedules, its logger, its loss; and the folder is free"

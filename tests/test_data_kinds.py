@@ -68,7 +68,7 @@ def terms(kind, pred, yb):
 
 def dense(kind, i, y): return F.one_hot(y, C).float() if not y.is_floating_point() and y.ndim==1 else y
 
-direct = [m for m in METHODS if m!='ManifoldMixUp']
+direct = [m for m in METHODS if m not in ('ManifoldMixUp','RICAP','ZetaMix')]                # several partners: test_several
 @pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize('method', direct)
 def test_inputs_targets_and_loss(method, kind):

@@ -1,11 +1,11 @@
 "Two processes on the CPU, with `many_devices`, on fastai's distributed training and accelerate"
-import json,os,signal,socket,subprocess,sys
+import json,os,random,shutil,signal,socket,subprocess,sys
 from pathlib import Path
 import pytest
 pytest.importorskip('accelerate', reason='an extra: pip install fastmix[distributed]')
 
-def launch(n, folder, *scenes):
-    "Run `ranks.py` in `n` processes, as `accelerate launch` would; their exit codes"
+def launch(n, folder, *scenes, kill_after=None):
+    "Run `ranks.py` in `n` processes, as `accelerate launch` would, for `kill_after` seconds at most; their exit codes"
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
@@ -14,7 +14,9 @@ def launch(n, folder, *scenes):
         log = (folder/f'log_{scenes[-1]}_{r}.txt').open('w')
         return subprocess.Popen([sys.executable, str(Path(__file__).parent/'ranks.py'), str(folder), *scenes], env=env, stdout=log, stderr=log)
     ps = [start(r) for r in range(n)]
-    try: return [p.wait(300) for p in ps]
+    try: return [p.wait(kill_after or 300) for p in ps]
+    except subprocess.TimeoutExpired:
+        if kill_after is None: raise
     finally:
         for p in ps: p.kill()
 
@@ -22,10 +24,11 @@ def launch(n, folder, *scenes):
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp('ranks')
     def log(): return '\n'.join(f.read_text()[-2000:] for f in sorted(folder.glob('log*')))
-    assert launch(2, folder, 'undisturbed', 'no_folder', 'paused', 'killed')==[-signal.SIGKILL]*2, log()
-    assert [f.name for f in sorted((folder/'killed/models/run').glob('*.pth'))]==['epoch_0001.pth','epoch_0002.pth']
-    assert launch(1, folder, 'other_number')==[0], log()
+    assert launch(2, folder, 'undisturbed', 'no_folder', 'paused', 'signalled', 'killed')==[-signal.SIGKILL]*2, log()
+    assert [f.name for f in sorted((folder/'killed/models/run').glob('*.pth'))]==['epoch_0002.pth','epoch_0002_batch_000001.pth']
+    shutil.copytree(folder/'killed', folder/'of_two')
     assert launch(2, folder, 'continued')==[0,0], log()
+    assert launch(1, folder, 'of_two')==[0], log()
     return folder
 
 def load(folder, scene, n=2): return [json.loads((folder/f'{scene}_{r}.json').read_text()) for r in range(n)]
@@ -38,7 +41,7 @@ def test_ranks_differ(folder):
 
 @pytest.mark.parametrize('scene', ['paused','continued'])
 def test_resumed(folder, scene):
-    "Every rank ends as if it had never stopped"
+    "At the end of an epoch and in the middle of one: every rank ends as if it had never stopped"
     assert load(folder, scene)==load(folder, 'undisturbed')
 
 def test_one_writes(folder):
@@ -52,5 +55,21 @@ def test_one_writes(folder):
 def test_error_for_all(folder):
     for s in load(folder, 'no_folder'): assert "Resume('run') cannot write" in s
 
+def test_a_signal_to_one(folder):
+    "Saved and ended by all, after the same batch"
+    want = load(folder, 'undisturbed')
+    assert load(folder, 'signalled')==[dict(code=128+signal.SIGTERM, **o) for o in want]
+
 def test_other_number(folder):
-    assert 'processes: 1 here, 2 in the checkpoint' in load(folder, 'other_number', 1)[0]
+    "What two have saved is refused to one, with a remedy, which works"
+    refused = load(folder, 'of_two', 1)[0]
+    assert 'processes: 1 here, 2 in the checkpoint' in refused and "resume='weights'" in refused
+    assert 'starts a new cycle of 4 epochs from the weights in epoch_0002_batch_000001.pth (after 2 epochs and 1 batches)' in (folder/'log_of_two_0.txt').read_text()
+
+@pytest.mark.full
+def test_three_killed_at_random(tmp_path):
+    "Three processes, killed with SIGKILL at random moments, and continued"
+    assert launch(3, tmp_path, 'undisturbed')==[0]*3
+    for i in range(4): launch(3, tmp_path, 'killed' if not i else 'continued', kill_after=random.uniform(6, 14) if i else None)
+    assert launch(3, tmp_path, 'continued')==[0]*3
+    assert load(tmp_path, 'continued', 3)==load(tmp_path, 'undisturbed', 3)

@@ -176,6 +176,7 @@ def test_train_metrics_score_the_dominant_label(dls, cls):
     names = list(rec.metric_names)
     close(rec.values[0][names.index('train_accuracy')-1], (a*n).sum()/n.sum(), 1e-5)
 
+@pytest.mark.every(3)
 @family
 @pytest.mark.parametrize('extra', ['fp16','bf16','channels_last','accumulate','clip','no_bar','csv','early','save','freeze'])
 def test_with_fastais_own(dls, cls, extra, tmp_path):

@@ -67,15 +67,15 @@ def test_uniform_sampling_is_uniform():
     "Each pixel has the same chance to be cut, and it is the area that was drawn: a half on average for alpha 1. Without, the middle has more and the mean is .3"
     def chance(**kw):
         c = np.zeros((8,12))
-        for _ in range(6000):
+        for _ in range(3000):
             _,_,_,(t,l,b,r) = cutmix_batch(x[:2,:1], y[:2], **kw)
             c[t:b,l:r] += 1
-        return c/6000
+        return c/3000
     p,q = chance(uniform_sampling=True),chance()
-    assert abs(p-.5).max() < .04
+    assert abs(p-.5).max() < .05
     assert q[3:5,5:7].mean() > q[0,0]+.1 and q.mean()<.36
     p = chance(uniform_sampling=True, length=.5)
-    assert p.max()-p.min() < .04 and abs(p.mean()-1/9) < .01              # (L/(1+L))**2
+    assert p.max()-p.min() < .05 and abs(p.mean()-1/9) < .01              # (L/(1+L))**2
 
 def test_resizemix_batch():
     mixed,y_perm,area,bbox = resizemix_batch(x, y, bbox=(1,3,7,9), indices=perm)

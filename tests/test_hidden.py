@@ -329,6 +329,7 @@ in_batch = 'before_batch after_pred after_loss after_batch after_cancel_batch'.s
 ends = [(ev,ex,pos) for ev in _events if ev!='after_create' for pos in ('before','after') if pos=='after' or ev in in_batch
         for ex in (CancelBatchException, CancelTrainException, CancelFitException, KeyboardInterrupt, RuntimeError)]
 
+@pytest.mark.every(4)
 @quiet
 @pytest.mark.parametrize('ev,ex,position', ends, ids=lambda o: getattr(o, '__name__', str(o)))
 def test_events(ev, ex, position):
@@ -523,7 +524,7 @@ refused = {
     'unknown name': (mlp, (x,), 'lin', "layers='lin': Sequential has no such layer"),
     'nearly a name': (lambda: Two(False), (x,x), 'heat', "did you mean 'head'"),
     'unknown side': (mlp, (x,), '1:output', 'no such layer'),
-    'another model': (mlp, (x,), nn.Linear(6,6), "layers='Linear': this module is not a part of the learner's model"),
+    'another model': (mlp, (x,), nn.Linear(6,6), "layers='Linear': this module is not a part of the model"),
     'position': (mlp, (x,), 7, 'layers=7: positions are those of find_layers, 0 to 1: input, 3'),
     'does not run': (lambda: nn.ModuleDict(dict(a=mlp(), b=nn.Linear(2,2))), (x,), 'b', 'does not run'),
     'tuple': (lambda: classifier(), (ids,), '0', "gives tuple, and only one tensor of floats can be mixed"),

@@ -102,7 +102,7 @@ def test_one_name_one_meaning():
 
 # --- what users import
 
-all_names = """MixUp CutMix CutMixUp ResizeMix FMix RecursiveMix ManifoldMixUp MixHandler find_layers
+all_names = """MixUp CutMix CutMixUp ResizeMix FMix RecursiveMix RICAP ZetaMix ManifoldMixUp MixHandler find_layers
     MixFactors MixSchedule hesitation off_after warm_up MixRecorder EMA LONG run_wd
     Resume FolderInUse OtherRun newest_checkpoint read_checkpoint write_checkpoint
     show_mix mix_label plot_lam plot_run plot_schedule planned_run""".split()
@@ -142,7 +142,7 @@ def test_all_shadows_little():
     assert p.returncode==0, p.stderr[-2000:]
     assert set(p.stdout.split()) <= {'MixUp', 'CutMix', 'MixHandler'}
 
-@pytest.mark.parametrize('what,without', [('fastmix', 'torch fastai numpy matplotlib'), ('fastmix.functional', 'fastai matplotlib'),
+@pytest.mark.parametrize('what,without', [('fastmix', 'torch fastai numpy matplotlib'), ('fastmix.functional', 'fastai matplotlib'), ('fastmix.forward', 'fastai matplotlib'),
                                           ('fastmix._docs', 'torch fastai numpy matplotlib')])
 def test_light_import(what, without):
     p = python(f"import sys, {what}; print(*[m for m in {without.split()} if m in sys.modules])")

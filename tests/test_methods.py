@@ -33,6 +33,7 @@ def formats(x):
     if x.ndim==5: yield 'channels_last_3d',x.to(memory_format=torch.channels_last_3d)
     yield 'strided',torch.stack([x,x], -1)[...,0]
 
+@pytest.mark.every(5)
 @pytest.mark.parametrize('dtype', dtypes, ids=lambda o: str(o)[6:])
 @pytest.mark.parametrize('mode', MODES)
 @pytest.mark.parametrize('name', methods)
@@ -57,6 +58,7 @@ def test_against_the_slow_reference(shape, name, mode, dtype):
             own = x.clone()
             assert blend(own, plan, inplace=True, source=source) is own and torch.equal(own, out)
 
+@pytest.mark.every(5)
 @pytest.mark.parametrize('fmt', [torch.contiguous_format,torch.channels_last], ids=lambda o: str(o)[6:])
 @pytest.mark.parametrize('n', [5,8])
 @pytest.mark.parametrize('mode', MODES)

@@ -145,3 +145,25 @@ def test_ci_run():
     assert subprocess.run(['bash', '-n', root/'.ci/run']).returncode==0
     for o in ("pip install", "-e '.[dev]'", 'python -m pytest', 'trap'): assert o in sh
     for o in ("pip install -e '.[dev]'", 'python -m pytest'): assert o in (root/'README.md').read_text(encoding='utf-8')
+
+# --- publishing
+
+def test_twine(built):
+    "What PyPI would say of the archives"
+    pytest.importorskip('twine', reason='twine is not installed')
+    p = subprocess.run([sys.executable, '-m', 'twine', 'check', '--strict', *map(str, built)], capture_output=True, text=True)
+    assert p.returncode==0 and p.stdout.count('PASSED')==2, p.stdout+p.stderr
+
+def test_citation():
+    "CITATION.cff names this version and the address of the repository"
+    cff = yaml.safe_load((root/'CITATION.cff').read_text(encoding='utf-8'))
+    assert cff['version']==version and cff['cff-version']=='1.2.0' and cff['title'].startswith('fastmix')
+    assert cff['repository-code']==project['urls']['Repository']
+
+def test_issue_templates():
+    "Forms that GitHub can read: a name, a description, and fields with a label"
+    for f in (root/'.github'/'ISSUE_TEMPLATE').glob('*.yml'):
+        d = yaml.safe_load(f.read_text(encoding='utf-8'))
+        if f.stem=='config': continue
+        assert {'name','description','body'} <= set(d)
+        for o in d['body']: assert o['type'] in ('textarea','input','dropdown','markdown','checkboxes') and o['attributes']['label'] and o['id']

@@ -41,7 +41,7 @@ names = [m for m in sorted(modules()) if m!='train']
 def trains(when, fm):
     x,y = torch.randn(8,3,8,8),torch.arange(8)%4
     dls = DataLoaders.from_dsets(list(zip(x,y)), list(zip(x,y)), bs=4, num_workers=0)
-    for cbs in (fm.MixUp(n_classes=4), [fm.CutMix(n_classes=4),fm.RecursiveMix(n_classes=4)], fm.ManifoldMixUp(layers='1', n_classes=4)):
+    for cbs in (fm.MixUp(n_classes=4), [fm.CutMix(n_classes=4),fm.ResizeMix(n_classes=4)], fm.ManifoldMixUp(layers='1', n_classes=4)):
         seen = []
         class Look(Callback):
             order,run_valid = 1,False
@@ -103,6 +103,7 @@ def clean(monkeypatch):
 one_name = pytest.mark.parametrize('name', ['one_batch','all_batches','_do_fit'])
 orders = pytest.mark.parametrize('order', ['before us','after us','after the callback was made','between two fits'])
 
+@pytest.mark.every(5)
 @pytest.mark.parametrize('cls', [MixUp,RecursiveMix,ManifoldMixUp])
 @pytest.mark.parametrize('calls', [True,False], ids=['calls ours','writes it anew'])
 @orders
@@ -171,6 +172,29 @@ def test_one_batch_on_the_learner_itself(dls):
     w = [p.clone() for p in learn.model.parameters()]
     with pytest.raises(RuntimeError, match='theirs.*one_batch runs in the place of'): learn.fit(1)
     assert all(torch.equal(a,b) for a,b in zip(w, learn.model.parameters()))
+
+@pytest.mark.parametrize('ev', ['before_batch','after_pred','after_loss','before_backward'])
+@pytest.mark.parametrize('ex', [KeyboardInterrupt,RuntimeError,CancelBatchException])
+def test_half_precision_is_left(dls, ev, ex):
+    "fastai's `MixedPrecision` leaves autocast after the loss only; a batch that ends before would give its weights to all that is computed later"
+    class Half(MixedPrecision):
+        "As on a GPU"
+        def before_fit(self): self.autocast,self.scales,self.learn.scaler = torch.autocast('cpu', torch.bfloat16),[],torch.amp.GradScaler('cpu', enabled=False)
+    class Raise(Callback):
+        order = 100
+        def __call__(self, event):
+            if event==ev: raise ex()
+    set_seed(1)
+    learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(64,10)), CrossEntropyLossFlat(), cbs=[MixUp(),Half()])
+    def loss(): return learn.validate()[0]
+    with learn.no_bar(), learn.no_logging():
+        try: learn.fit(1, cbs=Raise())
+        except ex: pass
+        assert not torch.is_autocast_enabled('cpu')
+        learn.remove_cb(learn.half)
+        before = loss()
+        learn.fit(5, 1e-2)
+        assert loss() < before-.1
 
 @pytest.mark.parametrize('ev', ['before_validate','after_cancel_batch','after_cancel_train','after_cancel_epoch','after_cancel_fit','before_fit'])
 def test_restored_in_every_event_that_may_come_next(dls, ev):

@@ -43,6 +43,7 @@ def run(learn): return torch.stack(learn.recorder.losses), learn.recorder.lrs, [
 
 # --- everything off
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize('cbs', [None, MixUp, [MixUp(schedule=off_after(.5)), CutMix()]], ids=['none','mixup','two'])
 @pytest.mark.parametrize('how', ['plain','slice','frozen','accumulate','bf16','sgd','lr_find','moms','start_epoch'])
 def test_off_is_one_cycle(folder, cbs, how):
@@ -80,6 +81,7 @@ class Steps(Callback):
         cb = next((cb for cb in self.learn.cbs if isinstance(cb, MixHandler) and cb.plan is not None), None)
         Steps.to.append((self.epoch, self.iter, [h['lr'] for h in self.opt.hypers], self.opt.hypers[-1]['mom'], cb and (cb.batch.prob, cb.batch.strength)))
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize('s', curves, ids=['off','hesitation','product','cos'])
 @pytest.mark.parametrize('stop', [None,2,5])
 def test_curves(folder, s, stop):
@@ -438,6 +440,7 @@ class Raise(Callback):
         if self.count==(1 if ev in ('before_fit','after_fit') else 2): raise self.ex('on purpose')
 
 events = [e for e in _events if 'cancel' not in e and e!='after_create']
+@pytest.mark.every(5)
 @pytest.mark.parametrize('ev', events)
 @pytest.mark.parametrize('ex', [KeyboardInterrupt, RuntimeError, CancelFitException])
 @pytest.mark.parametrize('order', [-20,90])
@@ -498,6 +501,7 @@ def test_history_csv(folder):
 
 def full(learn, ema): return weights(learn), copy.deepcopy(ema._avg), learn.recorder.hps, torch.stack(learn.recorder.losses), learn.recorder.values
 
+@pytest.mark.every(5)
 @pytest.mark.parametrize('stop', [0,1,4])
 @pytest.mark.parametrize('swap', [True,False])
 @pytest.mark.parametrize('cbs', [None, 'own'])

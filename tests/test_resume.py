@@ -77,6 +77,7 @@ def test_recipes(tmp_path, recipe): same_in_the_end(tmp_path, recipe, *two)
 @pytest.mark.parametrize('event', Stop.inner)
 def test_any_event_of_a_batch(tmp_path, event): same_in_the_end(tmp_path, 'accumulate', Stop(event, 2, batch=1))
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize('epoch', [0,2,4])
 @pytest.mark.parametrize('event', 'before_epoch before_train after_train before_validate after_validate after_epoch'.split())
 def test_any_event_of_an_epoch(tmp_path, event, epoch): same_in_the_end(tmp_path, 'plateau', Stop(event, epoch))
@@ -86,6 +87,7 @@ def test_in_validation(tmp_path, event): same_in_the_end(tmp_path, 'early', Stop
 
 def test_many_times(tmp_path): same_in_the_end(tmp_path, 'early', *[Stop('after_batch', e, batch=b) for e in range(4) for b in (0,3)])
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize('recipe', ['flat_cos','plateau','early','accumulate'])
 @pytest.mark.parametrize('bar', [False,True])
 def test_in_a_notebook(tmp_path, recipe, bar):
@@ -585,23 +587,23 @@ def test_keep(tmp_path, keep):
     assert saved(tmp_path)==[f'epoch_000{i}.pth' for i in range(5-keep, 5)]
 
 def test_every_min(tmp_path, monkeypatch):
-    "Only when the time has come, and at the end"
+    "When the time has come, between two batches, and at the end"
     times = []
     write = R.write_checkpoint
-    monkeypatch.setattr(R, 'write_checkpoint', lambda path, state: (times.append(state['done']), write(path, state)))
+    monkeypatch.setattr(R, 'write_checkpoint', lambda path, state: (times.append((state['done'],state['batch'])), write(path, state)))
     fit('one_cycle', learner(tmp_path/'a'), 4, resume(every_min=10))
-    assert times==[0,4]
+    assert times==[(0,0),(4,0)]
     times.clear()
-    fit('one_cycle', learner(tmp_path/'b'), 4, resume(every_min=0))
-    assert times==[0,1,2,3,4]
+    fit('one_cycle', learner(tmp_path/'b'), 2, resume(every_min=0))
+    assert times==[(e,b) for e in range(2) for b in range(6)]+[(2,0)]
     times.clear()
     now = [1e9]
     monkeypatch.setattr(R.time, 'monotonic', lambda: now.__setitem__(0, now[0]+4) or now[0]) # each look at the clock takes 4 s
     learn = learner(tmp_path/'c')
     with pytest.raises(KeyboardInterrupt): fit('early', learn, 5, resume(every_min=1.), Stop('after_batch', 4))
     monkeypatch.undo()
-    assert 0<len(times)<4
-    fit('early', learn, 5, resume(every_min=1.))
+    assert 3<len(times)<20 and any(b for _,b in times)
+    assert 'batches' in fit('early', learn, 5, resume(every_min=1.))
     assert end(learn)==whole(tmp_path, 'early', 5, learner, {})
 
 class PauseAt(Callback):
@@ -611,13 +613,15 @@ class PauseAt(Callback):
 
 @pytest.mark.parametrize('every_min', [None,1000])
 def test_pause(tmp_path, every_min):
+    "At the end of the epoch; where a run is saved between batches, after the batch"
     want,learn = whole(tmp_path, 'early', 5, learner, {}),learner(tmp_path/'run')
     cb = Resume('run', ignore=(Stop,PauseAt), every_min=every_min)
-    assert 'pauses after 2 of 5' in fit('early', learn, 5, cb, PauseAt(1))
-    assert len(learn.recorder.values)==2 and 'epoch_0002.pth' in saved(tmp_path/'run')
+    says,rows,file = ('2 of 5 epochs;',2,'epoch_0002.pth') if every_min is None else ('1 of 5 epochs and 1 of 5 batches',1,'epoch_0001_batch_000001.pth')
+    assert 'pauses after '+says in fit('early', learn, 5, cb, PauseAt(1)) and cb.paused
+    assert len(learn.recorder.values)==rows and file in saved(tmp_path/'run')
     learn = learner(tmp_path/'run', seed=4)
     fit('early', learn, 5, cb) # the same object, and it does not pause again
-    assert end(learn)==want
+    assert end(learn)==want and not cb.paused
 
 @pytest.mark.parametrize('event', ['after_batch','before_validate','after_train'])
 def test_cancelled_fit_is_not_finished(tmp_path, event):
@@ -802,7 +806,7 @@ def test_pickles(tmp_path):
     assert (cb.run_name,cb.keep)==('run',2)
 
 @pytest.mark.parametrize('kw,says', [(dict(name=''),'name'), (dict(name=None),'name'), (dict(name='../a'),'name'), (dict(name='/a'),'name'), (dict(name='.'),'name'),
-    (dict(every_min=-1),'every_min=-1'), (dict(every_min='1'),"every_min='1'"), (dict(every_min=True),'every_min=True'), (dict(every_min=float('nan')),'every_min=nan'),
+    (dict(every_min=-1),'every_min=-1'), (dict(every_min='1'),"every_min='1'"), (dict(every_min=True),'every_min=True'), (dict(every_min=float('nan')),'every_min=nan'), (dict(max_minutes=-1),'max_minutes=-1'),
     (dict(keep=0),'keep=0'), (dict(keep=1.5),'keep=1.5'), (dict(resume='no'),"resume='no'"), (dict(ignore='a'),'ignore'), (dict(ignore=[3]),'ignore')], ids=str)
 def test_arguments(kw, says):
     with pytest.raises(ValueError, match=says): Resume(**{'name':'run', **kw})

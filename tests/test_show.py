@@ -42,6 +42,7 @@ def words(axs): return [[ax.get_title().replace('\n',' ') for ax in row] for row
 
 shown = [o for o in KINDS if not o.startswith('volumes')]
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize('method', METHODS)
 @pytest.mark.parametrize('kind', shown)
 def test_looking_changes_nothing(kind, method):

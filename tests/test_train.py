@@ -394,3 +394,25 @@ def test_two_processes(here):
     p = launch('b'); said = p.communicate()[0]
     assert p.returncode==0, said[-3000:]
     same_run(here/'a', here/'b')
+
+def test_minutes(here, capsys):
+    "`--max-minutes` ends in the middle of an epoch, as often as it takes, with nothing but the checkpoint; the end is the same, and both options may change on the way"
+    kw = dict(epochs=2, lr=1e-2, bs=256)
+    train_cli(out='a', **kw)
+    assert train_cli(out='b', max_minutes=0, **kw) is None and 'the same command with --out b goes on' in capsys.readouterr().out
+    assert files('b')==['args.json','history.csv','mixed.png'] and (here/'b/checkpoints/run/epoch_0000_batch_000001.pth').is_file()
+    assert train_cli(out='b', max_minutes=0, **kw) is None
+    assert train_cli(out='b', every_min=5, **kw)>0
+    assert 'continues after 0 of 2 epochs and 2 of 5 batches' in capsys.readouterr().out
+    same_run('a', 'b')
+
+@pytest.mark.full
+def test_signal_between_batches(here):
+    "With `--every-min` a signal ends the command after a batch"
+    args = ['--epochs', 60, '--bs', 8, '--every-min', 5, '--out', 'a']
+    p = start(*args, cwd=here); wait_for(here/'a', 1, p); p.send_signal(signal.SIGUSR1)
+    said = p.communicate()[0]
+    assert p.returncode==128+signal.SIGUSR1 and 'stopping after this batch' in said and 'Traceback' not in said
+    assert any('batch' in f.name for f in (here/'a/checkpoints/run').glob('*.pth'))
+    q = run(*args, '--max-minutes', 0, cwd=here)
+    assert q.returncode==75 and 'the time is up' in q.stderr and 'continues after' in q.stdout

@@ -7,10 +7,11 @@ Docs: https://fastmix.github.io/fastmix/runs/state.html.md"""
 # %% auto #0
 __all__ = ['random_state', 'set_random_state', 'generator_states', 'set_generator_states', 'loader_state', 'set_loader_state',
            'callback_state', 'set_callback_state', 'attrs_at_start', 'late_objects', 'not_restored', 'global_state',
-           'set_weights', 'set_global_state', 'rank_state', 'set_rank_state']
+           'set_weights', 'set_global_state', 'draw_state', 'set_draw_state', 'rank_state', 'set_rank_state',
+           'epoch_state', 'set_epoch_state']
 
 # %% ../../nbs/runs/04_state.ipynb #f82deb8f
-import random
+import random,time
 from io import IOBase
 from pathlib import Path
 
@@ -274,6 +275,26 @@ def set_global_state(
     if loss is not None and 'loss' in state: loss.load_state_dict(from_plain(state['loss'], device=device))
     if 'scaler' in state: learn.scaler.load_state_dict(from_plain(state['scaler']))
 
+# %% ../../nbs/runs/04_state.ipynb #ae0c28c8
+def draw_state(
+    learn:Learner, # In a fit, before an epoch draws its order
+    ignore:tuple=(), # Classes of callbacks that are no part of the run
+)->dict:
+    "All that decides what is drawn from now on, in plain form"
+    return dict(random=random_state(), generators=generator_states(learn, ignore),
+                loaders=[loader_state(dl) for dl in loaders_of(learn.dls)])
+
+def set_draw_state(
+    learn:Learner, # In a fit
+    state:dict, # From `draw_state`, or from `rank_state`
+    ignore:tuple=(), # Classes of callbacks that are no part of the run
+)->list[str]: # What could not be put back
+    "Have drawn again what was drawn from there on"
+    for dl,s in zip(loaders_of(learn.dls), state['loaders'], strict=True): set_loader_state(dl, s)
+    lost = set_generator_states(learn, state['generators'], ignore)
+    set_random_state(state['random']) # last, so that nothing draws after it
+    return lost
+
 # %% ../../nbs/runs/04_state.ipynb #d108c3ee
 _PROGRESS = 'epoch train_iter pct_train n_iter iter loss smooth_loss final_record'.split()
 
@@ -285,8 +306,7 @@ def rank_state(
     "The state that a process has for itself, in plain form"
     grads = [None if p.grad is None else cpu_copy(p.grad) if p.grad.any() else 0 for ps in params_of(learn) for p in ps]
     progress = plain_attrs({k:vars(learn)[k] for k in _PROGRESS if k in vars(learn)})[0]
-    return dict(progress=progress, random=random_state(), generators=generator_states(learn, ignore), grads=grads,
-                loaders=[loader_state(dl) for dl in loaders_of(learn.dls)],
+    return dict(progress=progress, grads=grads, **draw_state(learn, ignore),
                 callbacks={k:callback_state(cb, settings[k]) for k,cb in named_callbacks(learn, ignore).items()})
 
 def set_rank_state(
@@ -303,7 +323,31 @@ def set_rank_state(
     lost = []
     for k,cb in named_callbacks(learn, ignore).items():
         if k in state['callbacks']: lost += [f'{k}.{n}' for n in set_callback_state(cb, state['callbacks'][k], device)]
-    for dl,s in zip(loaders_of(learn.dls), state['loaders'], strict=True): set_loader_state(dl, s)
-    lost += set_generator_states(learn, state['generators'], ignore)
-    set_random_state(state['random']) # last, so that nothing draws after it
-    return lost
+    return lost + set_draw_state(learn, state, ignore)
+
+# %% ../../nbs/runs/04_state.ipynb #f316cc0a
+def _has_tensors(o): return isinstance(o, Tensor) or isinstance(o, (list,tuple)) and any(map(_has_tensors, o))
+
+def _recurrent(model):
+    "What the layers that can forget (fastai's have a `reset`) remember of the batch before, by name"
+    res = {n:plain_attrs({k:v for k,v in vars(m).items() if k[0]!='_' and _has_tensors(v)})[0]
+           for n,m in model.named_modules() if hasattr(m, 'reset')}
+    return {n:d for n,d in res.items() if d}
+
+def epoch_state(
+    learn:Learner, # Between two batches
+)->dict:
+    "What a learner remembers until an epoch is over, in plain form"
+    taken = time.time()-learn.recorder.start_epoch if hasattr(learn.recorder, 'start_epoch') else 0.
+    return dict(metrics=[to_plain(m) for m in learn.metrics], recurrent=_recurrent(get_model(learn.model)), taken=taken)
+
+def set_epoch_state(
+    learn:Learner, # Between two batches
+    state:dict, # From `epoch_state`
+    device:torch.device|str, # For tensors that were not on the CPU
+)->None:
+    "Go on in the middle of an epoch"
+    for m,s in zip(learn.metrics, state['metrics'], strict=True): from_plain(s, m, device)
+    for n,m in get_model(learn.model).named_modules():
+        if hasattr(m, 'reset'): set_attrs(m, from_plain(state['recurrent'].get(n, {}), device=device))
+    learn.recorder.start_epoch = time.time()-state['taken']
