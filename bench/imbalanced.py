@@ -78,6 +78,15 @@ def table(rows):
     res.columns = ['recall of the two rare digits, %','of the other eight','mean of all ten']
     return res.join(g.size().rename('seeds')).loc[[o for o in MIXES if o in res.index]]
 
+def plot_recall(rows):
+    "The same as bars, with error bars"
+    g = pd.DataFrame(rows).groupby('mix')[['rare_recall','other_recall']]
+    names = [o for o in MIXES if o in g.groups]
+    m,s = (100*o().loc[names].set_axis(['two rare digits','other eight'], axis=1) for o in (g.mean,g.sem))
+    ax = m.plot.barh(xerr=s.fillna(0.), figsize=(7,2.8), capsize=2)
+    ax.set(xlabel='recall, %', ylabel=None); ax.invert_yaxis()
+    return ax
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--seeds', nargs='+', type=int, default=[0,1,2,3,4])
