@@ -18,7 +18,7 @@ from torch import Tensor
 from .crossentropy import flatten_as_fastai, mixed_cross_entropy, shared_cross_entropy, soft_cross_entropy
 from .lossspec import LossFunc, LossSpec, loss_spec
 from .plan import Plan
-from .target import mix_continuous, one_hot_target, target_kind
+from .target import mix_continuous, mix_one_hot, one_hot_target, target_kind
 from .tensors import map_tensors, nested_tensors, plain_tensor, retype, tensor_on
 
 # %% ../nbs/loss/02_loss.ipynb #3b8e01f6
@@ -334,6 +334,8 @@ def _cross_entropy(self:MixedLoss, pred, y):
     "Labels for a cross-entropy"
     ce,y = self.spec.ce,plain_tensor(y)
     if self.label_smoothing and not ce.label_smoothing: ce = replace(ce, label_smoothing=self.label_smoothing)
+    if self.plan.is_sum and pred.ndim==2 and self.lam is None:
+        return soft_cross_entropy(plain_tensor(pred), mix_one_hot(y.reshape(-1), self.plan, pred.shape[1]), ce)
     ys,shares = [plain_tensor(o[0]) for o in self._targets((y,))],self._weights(y)
     if len(ys)==2: return mixed_cross_entropy(plain_tensor(pred), *ys, shares[0], ce)
     return shared_cross_entropy(plain_tensor(pred), ys, shares, ce)

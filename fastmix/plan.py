@@ -95,6 +95,11 @@ def own_share(self:Plan)->np.ndarray|Tensor: # (n,), `lam` where there is one pa
     "What each sample keeps of its own label"
     return reduce(mul, (p.lam for p in self.steps))
 
+@patch(as_prop=True)
+def kept_share(self:Plan)->np.ndarray|Tensor: # (n,)
+    "What each sample keeps of itself, whatever the weight of its label"
+    return reduce(mul, (p.lam if p.kept is None else p.kept for p in self.steps))
+
 # %% ../nbs/mix/03_plan.ipynb #919377cc
 def _step_touches(p):
     "(n,) which samples a plan changes; `None`: only a device knows"
@@ -158,11 +163,12 @@ def matrix(self:Plan,
     weights:str='weight', # Which weights: `'weight'` of the inputs or `'lam'` of the labels
 )->np.ndarray: # (n,n) float32, rows sum to 1
     "The weight of each sample in each result, for a plan without boxes and masks whose partners are known on the host"
-    res,i = np.eye(self.n, dtype=np.float32),np.arange(self.n)
-    for p in self.steps:
+    res,i,rest = np.zeros((self.n,self.n), np.float32),np.arange(self.n),np.ones(self.n, np.float32)
+    for p in self.steps[::-1]:
         w = getattr(p, weights)
-        res *= w[:,None]
-        np.add.at(res, (i,p.idx), 1-w)
+        res[i,p.idx] += rest*(1-w)
+        rest = rest*w
+    res[i,i] += rest
     return res
 
 @patch(as_prop=True)

@@ -21,7 +21,7 @@ from .handler import mixing_callbacks
 def _mixing(learn):
     "Chance of mixing and mean weight of the partners in the latest batch"
     for cb in mixing_callbacks(learn):
-        if cb.batch is not None: return cb.batch.prob,float((1-cb.plan.labels_only.weight).mean())
+        if cb.batch is not None: return cb.batch.prob,float((1-cb.plan.kept_share).mean())
     return 0.,0.
 
 def add_columns(
