@@ -49,6 +49,7 @@ some = (0,2),(1,1),(1,4),(2,0)
 @pytest.mark.parametrize('recipe', ['accumulate','recursive','ema'])
 def test_stopped_between_batches(tmp_path, recipe): stops_and_goes(tmp_path, recipe, *some)
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize('kw', [dict(workers=2), dict(plain=True), dict(plain=True, workers=1)], ids=str)
 def test_kinds_of_loaders(tmp_path, kw): stops_and_goes(tmp_path, 'one_cycle', (0,1), (1,3), n=2, **kw)
 
@@ -67,6 +68,7 @@ def recurrent(path, seed=1, **kw):
     learn.model = get_language_model(AWD_LSTM, 30, config=conf)
     return learn.add_cbs(rnn_cbs(alpha=2, beta=1))
 
+@pytest.mark.full
 @pytest.mark.parametrize('make', [recurrent,text_classifier])
 def test_texts_between_batches(tmp_path, make): stops_and_goes(tmp_path, 'flat_cos', (0,3), (1,2), n=2, make=make)
 
@@ -115,6 +117,7 @@ def test_nothing_is_loaded_again(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt): fit('one_cycle', learn, 2, resume(**each), Stop('before_validate', 0))
     assert len(loaded)==2*64
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize('what', ['start','metrics','recurrent','memory','hps'])
 def test_each_part_of_an_epoch_is_needed(tmp_path, what, monkeypatch):
     "With another state of it in the checkpoint each part shows in the end"
@@ -148,6 +151,7 @@ class SignalAt(Callback):
 
 def ignoring(**kw): return Resume('run', ignore=(Stop,SignalAt), **kw)
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize('signum', [signal.SIGTERM,signal.SIGUSR1])
 def test_signals(tmp_path, signum):
     "Saved after the batch, or after validation; one line says how to go on; then nothing handles the signal any more"
