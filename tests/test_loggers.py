@@ -1,8 +1,7 @@
 "fastai's logger callbacks with `fit_long`: TensorBoard's files and Weights & Biases offline, where they are installed."
 import os
 import pytest
-from digits import digit_dls, net
-from fastai.vision.all import *
+from digits import *
 from fastmix.all import *
 
 def learner(): return Learner(digit_dls(), net(), metrics=accuracy)
