@@ -17,7 +17,7 @@ class Learner(_Learner):
     def fit_long(self,
         n_epoch:int=..., lr_max:float|slice|Sequence|None=..., div:float=..., div_final:float=..., pct_start:float=..., wd:float|str|None=...,
         moms:tuple[float,float,float]|None=..., cbs:Callback|type|Sequence|None=..., reset_opt:bool=..., start_epoch:int=..., save:str|None=...,
-        resume:bool|str=..., every_min:float|None=..., schedule:Callable|None=..., ema:bool|float|EMA|None=..., clip:float|None=...,
+        resume:bool|str=..., every_min:float|None=..., max_minutes:float|None=..., schedule:Callable|None=..., ema:bool|float|EMA|None=..., clip:float|None=...,
         columns:bool=..., advice:bool=...)->None:
         "`fit_one_cycle` for long runs with mixing; with `save`, `schedule`, `wd`, `ema` and `clip` at `None` it is `fit_one_cycle`"
     def show_mix(self,
