@@ -22,9 +22,8 @@ from torch.utils.data import default_collate
 from .blend import blend, check_input
 from .checks import min_max, number, one_of, whole_number
 from .draw import (MODES, box_area, clipped_boxes, draw_box, draw_cutmixup, draw_fmix, draw_lam, draw_partner, draw_ricap,
-    draw_zetamix)
-from .draw import make_rng
-from .partners import CLASS_PARTNERS, class_partners
+    draw_zetamix, make_rng)
+from .partners import CLASS_PARTNERS, check_partner, class_partners
 from .plan import Plan
 from .rank import is_distributed, rank
 from .target import check_target, mix_soft_target, target_kind
@@ -316,9 +315,7 @@ class Mixup:
         if num_classes is None: whole_number('num_classes', num_classes)
         self.num_classes,self.multi_label = _checked_classes(num_classes),one_of('multi_label', multi_label, (True,False))
         self.inplace,self.mixup_enabled,self.at_rank = one_of('inplace', inplace, (True,False)),True,None
-        self.partner = one_of('partner', partner, ('mirror',*CLASS_PARTNERS))
-        if partner!='mirror' and mode=='pair': raise ValueError(
-            f"partner={partner!r} chooses for each sample, mode='pair' for two at once: use mode='elem' or 'batch'")
+        self.partner = check_partner(partner, ('mirror',*CLASS_PARTNERS), mode)
 
 # %% ../nbs/loop/00_functional.ipynb #b9a7b916
 @patch

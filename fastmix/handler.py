@@ -17,9 +17,9 @@ import torch
 from fastai.callback.core import Callback
 from fastai.data.transforms import Normalize
 from fastai.learner import Learner
+from fastai.torch_basics import Pipeline, Transform
 from fastcore.basics import patch
 from fastcore.foundation import L
-from fastai.torch_basics import Pipeline, Transform
 from torch import Tensor
 
 from . import patches
@@ -29,7 +29,7 @@ from .classes import label_counts, n_classes_of, nth_count
 from .draw import MODES, make_rng
 from .loss import MixedLoss
 from .lossspec import loss_spec
-from .partners import CLASS_PARTNERS, class_partners, close_partners, remix_lam
+from .partners import CLASS_PARTNERS, check_partner, class_partners, close_partners, remix_lam
 from .plan import Plan
 from .rank import rank
 from .schedule import Schedule, factors
@@ -54,9 +54,7 @@ def _check_n_classes(v):
     return whole_number('n_classes', v, none=True)
 
 def _check_partner(partner, bandwidth, mode):
-    one_of('partner', partner, ('random','close',*CLASS_PARTNERS))
-    if partner!='random' and mode=='pair': raise ValueError(
-        f"partner={partner!r} chooses for each sample, mode='pair' for two at once: use mode='elem' or 'batch'")
+    check_partner(partner, ('random','close',*CLASS_PARTNERS), mode)
     if bandwidth is not None and partner!='close': raise ValueError(f"bandwidth={bandwidth!r} has a meaning only with partner='close'")
     return partner, bandwidth if bandwidth is None else number('bandwidth', bandwidth, 1e-12)
 
@@ -365,7 +363,6 @@ def after_pred(self:MixHandler):
     if batch is None or batch.inputs is None or not len(learn.yb): return
     mixed,own,partner,lam = zip(*batch.targets)
     if not self._smooth and all(a is b for a,b in zip(own, partner)): return     # labels went with their pixels: nothing to mix
-    self._know_loss()
     learn.loss_func = MixedLoss(learn.loss_func, own, batch.plan, mixed, self._smooth, self.interpolate_loss, partner, lam[0],
                                 self._spec)
 

@@ -371,7 +371,6 @@ def _where(self:Resume, done, batch=0):
     "How far a run is, in words"
     return f'{done} of {self.learn.n_epoch} epochs' + (f' and {batch} of {len(self.learn.dls.train)} batches' if batch else '')
 
-
 # %% ../nbs/runs/08_resume.ipynb #bdf205ae
 @patch
 def _start_cycle(self:Resume):
