@@ -54,8 +54,9 @@ def net(): return nn.Sequential(ConvLayer(1,16), ConvLayer(16,32,stride=2), Conv
 
 def one_run(mix, seed, epochs):
     "Train once; the recall of the rare and of the other digits"
-    t,(dls,rare) = time.time(),loaders(seed)
-    set_seed(seed)
+    t = time.time()
+    set_seed(seed) # before the loaders, which draw the seed of their order when they are made
+    dls,rare = loaders(seed)
     learn = Learner(dls, net(), nn.CrossEntropyLoss(), cbs=eval(MIXES[mix]))
     with learn.no_bar(), learn.no_logging():
         learn.fit_one_cycle(epochs, 1e-2)
