@@ -603,7 +603,8 @@ def test_every_min(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt): fit('early', learn, 5, resume(every_min=1.), Stop('after_batch', 4))
     monkeypatch.undo()
     assert 3<len(times)<20 and any(b for _,b in times)
-    assert 'batches' in fit('early', learn, 5, resume(every_min=1.))
+    done,batch = times[-1]
+    assert f'continues after {done} of 5 epochs'+f' and {batch} of 6 batches'*(batch>0) in fit('early', learn, 5, resume(every_min=1.))
     assert end(learn)==whole(tmp_path, 'early', 5, learner, {})
 
 class PauseAt(Callback):
