@@ -273,3 +273,26 @@ def test_time_series_learners():
         learn = Learner(DataLoaders(Loader([(x,y)]), Loader([(x,y)])), Body(), loss_func=nn.CrossEntropyLoss(), cbs=[cb,Look()])
         with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-2)
     assert set(seen)=={(TSTensor,False)}
+
+def test_tsai():
+    "Its own loaders, batches and network"
+    pytest.importorskip('tsai', reason='tsai is not installed: pip install tsai')
+    import fastmix.all as fm
+    from fastai.callback.core import Callback
+    from tsai.basics import TSClassification, TSDataLoaders, TSDatasets
+    from tsai.data.core import TSTensor
+    from tsai.learner import ts_learner
+    from tsai.models.FCN import FCN
+    y = np.arange(72)%C
+    x = np.random.default_rng(0).normal(size=(72,2,40)).astype('float32')+y[:,None,None]
+    dsets = TSDatasets(x, y, tfms=[None,TSClassification()], splits=(list(range(48)),list(range(48,72))))
+    seen = []
+    class Look(Callback):
+        order,run_valid = fm.MixHandler.order+1,False
+        def before_batch(self): seen.append((type(self.x), self.learn.yb[0].shape))
+    for cb in (fm.MixUp(), fm.CutMix(), fm.CutMixUp(), fm.FMix()):
+        learn = ts_learner(TSDataLoaders.from_dsets(dsets.train, dsets.valid, bs=[24,24], num_workers=0), FCN, cbs=[cb,Look()])
+        before = {k:v.clone() for k,v in learn.model.state_dict().items()}
+        with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(2, 1e-2)
+        assert np.isfinite(learn.final_record[1]) and any(not torch.equal(v, before[k]) for k,v in learn.model.state_dict().items())
+    assert set(seen)=={(TSTensor,torch.Size([24,C]))} and len(seen)==16

@@ -143,7 +143,7 @@ def test_ci_run():
     "CI runs the README's own test command, in an environment that it removes"
     sh = (root/'.ci/run').read_text(encoding='utf-8')
     assert subprocess.run(['bash', '-n', root/'.ci/run']).returncode==0
-    for o in ("pip install", "-e '.[dev]'", 'python -m pytest', 'trap'): assert o in sh
+    for o in ("pip install", "-e '.[dev,loops]'", 'python -m pytest', 'trap'): assert o in sh
     for o in ("pip install -e '.[dev]'", 'python -m pytest'): assert o in (root/'README.md').read_text(encoding='utf-8')
 
 # --- publishing
