@@ -24,6 +24,12 @@ def seeds():
     random.seed(42); np.random.seed(42); torch.manual_seed(42)
 
 @pytest.fixture(scope='session')
+def fork(tmp_path_factory):
+    "`fork(program, …)` starts it in a fork of a process that has imported fastai and nbdev, and nothing of ours"
+    from programs import forking
+    with forking(tmp_path_factory.mktemp('logs'), *(f'fastai.{o}.all' for o in ('vision','text','tabular')), 'matplotlib.pyplot', 'sklearn.datasets', 'nbdev.test') as f: yield f
+
+@pytest.fixture(scope='session')
 def made_once(tmp_path_factory):
     "`made_once(name, make)`: a folder that `make(folder)` fills, once for all the workers of a run"
     base = tmp_path_factory.getbasetemp()

@@ -2,7 +2,7 @@
 script that they kill: `python longrun.py FOLDER [recipe] [epochs] [workers] [run] [seconds]` writes the fingerprint to `FOLDER/end.json`,
 and with `seconds`, between two saves, the number of the latest batch to `FOLDER/batch`."""
 import hashlib,json,random,sys
-from functools import partial
+from functools import lru_cache,partial
 from pathlib import Path
 import numpy as np
 import torch
@@ -13,10 +13,12 @@ from fastai.callback.mixup import MixUp
 from sklearn.datasets import load_digits
 from fastmix.resume import Resume
 
+_digits = lru_cache(load_digits)   # read once, which takes as long as an epoch
+
 class Digits:
     "scikit-learn's digits; each training item is moved by Python's `random` and darkened by numpy's"
     def __init__(self, lo, hi, train):
-        d = load_digits()
+        d = _digits()
         self.x,self.y,self.train = torch.tensor(d.images[lo:hi]/8-1).float()[:,None],torch.tensor(d.target[lo:hi]),train
     def __len__(self): return len(self.x)
     def __getitem__(self, i):

@@ -1,27 +1,29 @@
 "Two processes on the CPU, with `many_devices`, on fastai's distributed training and accelerate"
-import json,os,random,shutil,signal,socket,subprocess,sys
+import json,random,shutil,signal,socket,subprocess
 from pathlib import Path
 import pytest
+from programs import forking
 pytest.importorskip('accelerate', reason='an extra: pip install fastmix[distributed]')
 
-def launch(n, folder, *scenes, kill_after=None):
-    "Run `ranks.py` in `n` processes, as `accelerate launch` would, for `kill_after` seconds at most; their exit codes"
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    def start(r):
-        env = {**os.environ, 'RANK':str(r), 'LOCAL_RANK':str(r), 'WORLD_SIZE':str(n), 'MASTER_ADDR':'127.0.0.1', 'MASTER_PORT':str(port), 'OMP_NUM_THREADS':'1'}
-        log = (folder/f'log_{scenes[-1]}_{r}.txt').open('w')
-        return subprocess.Popen([sys.executable, str(Path(__file__).parent/'ranks.py'), str(folder), *scenes], env=env, stdout=log, stderr=log)
-    ps = [start(r) for r in range(n)]
-    try: return [p.wait(kill_after or 300) for p in ps]
-    except subprocess.TimeoutExpired:
-        if kill_after is None: raise
-    finally:
-        for p in ps: p.kill()
+@pytest.fixture(scope='module')
+def launch(tmp_path_factory):
+    "Run `ranks.py` in `n` processes, as `accelerate launch` would but forked, for `kill_after` seconds at most; their exit codes"
+    with forking(tmp_path_factory.mktemp('logs'), 'accelerate', 'fastmix.all', 'fastai.callback.all', 'fastai.distributed', 'sklearn.datasets') as start:
+        def f(n, folder, *scenes, kill_after=None):
+            with socket.socket() as s:
+                s.bind(('127.0.0.1', 0))
+                env = dict(WORLD_SIZE=str(n), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(s.getsockname()[1]))
+            ps = [start(Path(__file__).parent/'ranks.py', folder, *scenes, env={**env, 'RANK':str(r), 'LOCAL_RANK':str(r)}) for r in range(n)]
+            try: return [p.wait(kill_after or 300) for p in ps]
+            except subprocess.TimeoutExpired:
+                if kill_after is None: raise
+            finally:
+                for p in ps: p.kill()
+                for r,p in enumerate(ps): (folder/f'log_{scenes[-1]}_{r}.txt').write_text(p.communicate()[0])
+        yield f
 
 @pytest.fixture(scope='module')
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, launch):
     folder = tmp_path_factory.mktemp('ranks')
     def log(): return '\n'.join(f.read_text()[-2000:] for f in sorted(folder.glob('log*')))
     assert launch(2, folder, 'undisturbed', 'no_folder', 'paused', 'signalled', 'killed')==[-signal.SIGKILL]*2, log()
@@ -67,9 +69,9 @@ def test_other_number(folder):
     assert 'starts a new cycle of 4 epochs from the weights in epoch_0002_batch_000001.pth (after 2 epochs and 1 batches)' in (folder/'log_of_two_0.txt').read_text()
 
 @pytest.mark.full
-def test_three_killed_at_random(tmp_path):
+def test_three_killed_at_random(tmp_path, launch):
     "Three processes, killed with SIGKILL at random moments, and continued"
     assert launch(3, tmp_path, 'undisturbed')==[0]*3
-    for i in range(4): launch(3, tmp_path, 'killed' if not i else 'continued', kill_after=random.uniform(6, 14) if i else None)
+    for i in range(4): launch(3, tmp_path, 'killed' if not i else 'continued', kill_after=random.uniform(.3, 2) if i else None)
     assert launch(3, tmp_path, 'continued')==[0]*3
     assert load(tmp_path, 'continued', 3)==load(tmp_path, 'undisturbed', 3)

@@ -1,48 +1,29 @@
 "Every notebook runs, each in a process of its own, and leaves nothing behind."
-import json,os,subprocess,sys
+import json
 import pytest
 from house import directives, load, name, nbs, notebooks, python, root, text
 
 run = """
-import sys
+import signal,sys
 from importlib.util import find_spec
 from nbdev.config import get_config
 from nbdev.test import test_nb
 skip = set((get_config().tst_flags or '').split())
 if all(map(find_spec, ('lightning','transformers'))): skip -= {'loops'}
-def run(nb): sys.exit(0 if test_nb(nb, skip_flags=skip, cell_timeout=300)[0] else 1)
-"""
-
-# Half of the time of a short notebook is the import of fastai. So one process imports it, nothing of ours, and each notebook runs in a fork of that.
-server = run + """
-import json,os,signal
-import fastai.vision.all,fastai.text.all,fastai.tabular.all,matplotlib.pyplot,sklearn.datasets
-for line in sys.stdin:
-    nb,log = json.loads(line)
-    if not (child := os.fork()):
-        signal.alarm(900)
-        for to,flags in (0,os.O_RDONLY),(1,os.O_WRONLY),(2,os.O_WRONLY): os.dup2(os.open(log if to else os.devnull, flags|os.O_CREAT|os.O_APPEND), to)
-        run(nb)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+if hasattr(signal, 'alarm'): signal.alarm(900)
+sys.exit(0 if test_nb(sys.argv[1], skip_flags=skip, cell_timeout=300)[0] else 1)
 """
 
 @pytest.fixture(scope='module')
-def runner(tmp_path_factory):
-    "A function of a notebook's path to the exit status and what was said"
-    if not hasattr(os, 'fork'):
-        yield lambda nb: (p := python(run+'run(sys.argv[1])', nb, timeout=900)) and (p.returncode, p.stderr)
-        return
-    env = {**os.environ, 'PYTHONPATH': str(root)}
-    env.pop('IN_TEST', None)
-    log = tmp_path_factory.mktemp('notebooks')/'log.txt'
-    with subprocess.Popen([sys.executable, '-W', 'ignore', '-c', server], cwd=root, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as p:
-        def run_forked(nb):
-            log.write_text('')
-            p.stdin.write(json.dumps([str(nb), str(log)])+'\n')
-            p.stdin.flush()
-            return int(p.stdout.readline()), log.read_text(encoding='utf-8', errors='replace')
-        yield run_forked
-        p.stdin.close()
+def runner(fork, tmp_path_factory):
+    "A function of a notebook's path to the exit status and what was said; half of the time of a short notebook is the import of fastai, so they are forks"
+    program = tmp_path_factory.mktemp('notebooks')/'run.py'
+    program.write_text(run)
+    def run_forked(nb):
+        p = fork(program, nb, cwd=root)
+        said = p.communicate()[0]
+        return p.returncode,said
+    return run_forked
 
 def files(folder): return {p for p in folder.iterdir() if p.suffix!='.ipynb' and p.name not in ('__pycache__', '.ipynb_checkpoints')}
 

@@ -64,6 +64,7 @@ def same_in_the_end(tmp_path, recipe, *stops, n=5, make=learner, bar=False, one_
     return learn
 
 two = Stop('after_batch', 1),Stop('after_epoch', 3, ex=ZeroDivisionError)
+once = partial(same_in_the_end, n=3)   # for what is there in every batch, one stop tells as much as two
 
 # --- the same in the end
 
@@ -75,7 +76,7 @@ def test_resume_changes_nothing(tmp_path):
 def test_recipes(tmp_path, recipe): same_in_the_end(tmp_path, recipe, *two)
 
 @pytest.mark.parametrize('event', Stop.inner)
-def test_any_event_of_a_batch(tmp_path, event): same_in_the_end(tmp_path, 'accumulate', Stop(event, 2, batch=1))
+def test_any_event_of_a_batch(tmp_path, event): once(tmp_path, 'accumulate', Stop(event, 1, batch=3)) # gradients are stepped in this one
 
 @pytest.mark.every(2)
 @pytest.mark.parametrize('epoch', [0,2,4])
@@ -104,10 +105,10 @@ def test_mixing(tmp_path, cbs, one_learner, monkeypatch):
 opts = dict(adamw=partial(OptimWrapper, opt=torch.optim.AdamW), torch_sgd=partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=.9)),
             ranger=ranger, lamb=Lamb, larc=Larc, sgd=partial(SGD, mom=.9), rms=RMSProp)
 @pytest.mark.parametrize('opt', opts)
-def test_optimizers(tmp_path, opt): same_in_the_end(tmp_path, 'one_cycle' if opt in ('adamw','ranger') else 'flat_cos', *two, opt_func=opts[opt])
+def test_optimizers(tmp_path, opt): once(tmp_path, 'one_cycle' if opt in ('adamw','ranger') else 'flat_cos', two[0], opt_func=opts[opt])
 
 @pytest.mark.parametrize('kw', [dict(workers=2), dict(plain=True), dict(plain=True, workers=2)], ids=str)
-def test_loaders(tmp_path, kw): same_in_the_end(tmp_path, 'one_cycle', *two, **kw)
+def test_loaders(tmp_path, kw): once(tmp_path, 'one_cycle', two[0], **kw)
 
 def frozen(path, **kw):
     learn = learner(path, **kw)
@@ -139,7 +140,7 @@ def scaled(path, **kw): return learner(path, cbs=CPUScaler(), **kw)
 @saying('ignore:.*not available')
 @saying('ignore:.*CUDA is not')
 @pytest.mark.parametrize('make', [frozen,found,trained,train_metrics,bf16,fp16,scaled])
-def test_learners(tmp_path, make): same_in_the_end(tmp_path, 'one_cycle', *two, make=make)
+def test_learners(tmp_path, make): once(tmp_path, 'one_cycle', two[0], make=make)
 
 def texts(): return [(TensorText(torch.randint(30, (n,), generator=torch.Generator().manual_seed(n))),torch.tensor(n%2)) for n in range(20, 44)]
 class Words(nn.Module):
@@ -163,7 +164,7 @@ def text_classifier(path, seed=1, **kw):
 
 @pytest.mark.parametrize('make', [language_model,text_classifier])
 @pytest.mark.parametrize('one_learner', [False,True])
-def test_texts(tmp_path, make, one_learner): same_in_the_end(tmp_path, 'flat_cos', *two, make=make, one_learner=one_learner)
+def test_texts(tmp_path, make, one_learner): once(tmp_path, 'flat_cos', two[0], make=make, one_learner=one_learner)
 
 class Sometimes(nn.Module):
     "A branch that gets a gradient in some batches, and a buffer that its `state_dict` leaves out and that changes"
@@ -230,10 +231,10 @@ def test_each_part_is_needed(tmp_path, what, monkeypatch):
             part[what] = other(part[what])
         return s
     monkeypatch.setattr(R, 'newest_checkpoint', forget)
-    want = whole(tmp_path, recipe, 5, make, {})
-    with pytest.raises(KeyboardInterrupt): fit(recipe, make(tmp_path/'run'), 5, resume(), two[0])
+    want = whole(tmp_path, recipe, 3, make, {})
+    with pytest.raises(KeyboardInterrupt): fit(recipe, make(tmp_path/'run'), 3, resume(), two[0])
     learn = make(tmp_path/'run', seed=99)
-    fit(recipe, learn, 5, resume())
+    fit(recipe, learn, 3, resume())
     have = end(learn)
     assert lacking[what] in {k for k in want if want[k]!=have.get(k)}
 
@@ -311,10 +312,11 @@ def test_killed_while_saving(tmp_path, moment):
     assert end(learn)==want
     assert not list((tmp_path/'run/models/run').glob('.*'))
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize('recipe,workers', [('one_cycle',0), ('plateau',0), ('accumulate',2)])
 def test_killed_at_random(tmp_path, recipe, workers):
     "SIGKILL at random moments; with workers too, whose end nobody waits for"
-    n = 15 if not workers else 5
+    n = 12 if not workers else 4
     want,rng = whole(tmp_path, recipe, n, learner, dict(workers=workers)),random.Random(recipe)
     kills = 0
     for i in range(40):
@@ -324,20 +326,21 @@ def test_killed_at_random(tmp_path, recipe, workers):
         time.sleep(rng.uniform(.02, .3 if not workers else .6))
         os.kill(pid, signal.SIGKILL)
         kills += os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])==-signal.SIGKILL
-        if kills==6: break
+        if kills==4: break
     learn = run_in(tmp_path/'run', recipe, 1 if not saved(tmp_path/'run') else 97, n, workers)
     assert end(learn)==want and kills>=2
 
 def test_killed_program(tmp_path):
     "A program killed, and started again in a fresh interpreter"
     for o in ('a','b'): (tmp_path/o).mkdir()
-    def start(): return subprocess.Popen([sys.executable, str(Path(__file__).parent/'longrun.py'), str(tmp_path/'b'), 'one_cycle', '25'], stdout=subprocess.DEVNULL)
-    p = start()
-    train(tmp_path/'a', 'one_cycle', 25, resume=None)
-    while p.poll() is None and not any(int(f[6:10])>5 for f in saved(tmp_path/'b')): time.sleep(.002)
-    p.kill()
-    assert p.wait()==-signal.SIGKILL
-    assert start().wait()==0
+    train(tmp_path/'a', 'one_cycle', 12, resume=None)
+    if not (pid := os.fork()):
+        try: train(tmp_path/'b', 'one_cycle', 12)
+        finally: os._exit(1)
+    while not os.waitpid(pid, os.WNOHANG)[0] and 'epoch_0004.pth' not in saved(tmp_path/'b'): time.sleep(.002)
+    os.kill(pid, signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])==-signal.SIGKILL
+    assert subprocess.run([sys.executable, str(Path(__file__).parent/'longrun.py'), str(tmp_path/'b'), 'one_cycle', '12'], stdout=subprocess.DEVNULL).returncode==0
     assert (tmp_path/'a/end.json').read_bytes()==(tmp_path/'b/end.json').read_bytes()
 
 @pytest.mark.parametrize('step,n', [('fsync',5), ('fsync',6), ('replace',4)]) # the file, the folder
@@ -365,15 +368,25 @@ def stopped(path, recipe='early', epoch=3, **kw):
     with pytest.raises(KeyboardInterrupt): fit(recipe, learn, 5, resume(), Stop('after_batch', epoch))
     return learn
 
+@pytest.fixture(scope='module')
+def interrupted(tmp_path_factory):
+    d = tmp_path_factory.mktemp('stopped')
+    stopped(d)
+    return d
+
+@pytest.fixture
+def stopped_run(interrupted, tmp_path):
+    "A copy of a run that was interrupted in epoch 3"
+    return shutil.copytree(interrupted, tmp_path/'run')
+
 def flip(f, at):
     b = bytearray(f.read_bytes())
     b[at] ^= 1
     f.write_bytes(b)
 
 @pytest.mark.parametrize('damage', ['empty','head','half','all but the last byte','flip first','flip middle','flip last'])
-def test_damaged(tmp_path, damage):
+def test_damaged(tmp_path, stopped_run, damage):
     "The checkpoint before is taken, and the end is the same"
-    stopped(tmp_path/'run')
     assert saved(tmp_path/'run')==['epoch_0002.pth','epoch_0003.pth']
     f = tmp_path/'run/models/run/epoch_0003.pth'
     n = f.stat().st_size
@@ -396,9 +409,8 @@ def test_every_bit(tmp_path):
         f.write_bytes(bad)
         with pytest.raises(ValueError, match='damaged'): read_checkpoint(f)
 
-def test_all_damaged(tmp_path):
+def test_all_damaged(tmp_path, stopped_run):
     "Rather than quietly begin again, stop"
-    stopped(tmp_path/'run')
     for f in saved(tmp_path/'run'): flip(tmp_path/'run/models/run'/f, 99)
     with pytest.warns(UserWarning, match='damaged'), pytest.raises(ValueError, match='No checkpoint.*resume=False'):
         fit('early', learner(tmp_path/'run'), 5, resume())
@@ -406,10 +418,9 @@ def test_all_damaged(tmp_path):
 class Evil:
     def __reduce__(self): return os.mkdir, ('evil',)
 
-def test_runs_no_code(tmp_path, monkeypatch):
+def test_runs_no_code(tmp_path, stopped_run, monkeypatch):
     "A checkpoint with code in it is refused, though its checksum is right; and ours need no exception from the rule"
     monkeypatch.chdir(tmp_path)
-    stopped(tmp_path/'run')
     f = tmp_path/'run/models/run/epoch_0003.pth'
     state = torch.load(f, weights_only=True) # without our reader
     assert state['done']==3
@@ -459,13 +470,19 @@ others = dict(
     more=(learner, call(cbs=[mix.MixUp, EarlyStoppingCallback]), 'EarlyStoppingCallback is not in the checkpoint'),
     precision=(bf16, call(), 'callbacks: MixedPrecision is not'), accumulate=(learner, call(cbs=[mix.MixUp, GradientAccumulation]), 'GradientAccumulation is not'))
 
+@pytest.fixture(scope='module')
+def almost(tmp_path_factory):
+    "A run of `call` that was interrupted in its last epoch"
+    learn = learner(tmp_path_factory.mktemp('almost'))
+    with learn.no_bar(),learn.no_logging(),pytest.raises(KeyboardInterrupt): call(cbs=[mix.MixUp, lambda: Stop('after_batch', 4)])(learn)
+    return learn.path
+
 @saying('ignore:.*not available')
 @pytest.mark.parametrize('what', others)
-def test_refused(tmp_path, what):
+def test_refused(tmp_path, almost, what):
     "Refused, the difference named; files, weights and the learner as they were; the right call still continues"
     make,wrong,says = others[what]
-    learn = learner(tmp_path)
-    with learn.no_bar(),learn.no_logging(),pytest.raises(KeyboardInterrupt): call(cbs=[mix.MixUp, lambda: Stop('after_batch', 3)])(learn)
+    shutil.copytree(almost, tmp_path, dirs_exist_ok=True)
     files = {f:f.read_bytes() for f in tmp_path.rglob('*') if f.is_file() and f.name!='lock'}
     learn = make(tmp_path)
     weights,f,out = digest(learn.model.state_dict()),learn.loss_func,io.StringIO()
@@ -476,7 +493,7 @@ def test_refused(tmp_path, what):
     with learn.no_bar(),learn.no_logging(): learn.fit(1) # no trace of the refused call
     learn = learner(tmp_path)
     with learn.no_bar(),learn.no_logging(),redirect_stdout(out): call()(learn)
-    assert 'continues after 3 of 5' in out.getvalue() and len(learn.recorder.values)==5
+    assert 'continues after 4 of 5' in out.getvalue() and len(learn.recorder.values)==5
 
 def listed(idxs): return [(torch.full((1,8,8), i/100),i%10) for i in idxs]
 def subset(idxs): return torch.utils.data.Subset(listed(range(400)), idxs)

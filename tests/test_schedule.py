@@ -113,10 +113,10 @@ class Look(Callback):
 def test_in_a_fit(dls, s):
     "In each step chance and strength are what the schedule says for it"
     look = Look('mix_up')
-    learner(dls, MixUp(prob=.9, schedule=s)).fit(10, cbs=look)
-    assert len(look.seen)==60
+    learner(dls, MixUp(prob=.9, schedule=s)).fit(4, cbs=look)
+    assert len(look.seen)==24
     for e,i,now,plan in look.seen:
-        p,strength = s((e+i/6)/10, 10)
+        p,strength = s((e+i/6)/4, 4)
         np.testing.assert_allclose(now, (.9*p,strength), atol=1e-9)
         if p==0 or strength==0: assert not plan.mixes and plan.lam.min()==1
 

@@ -1,7 +1,9 @@
 "`fastmix-train` as people use it: real folders, real processes, real signals."
-import json, os, pickle, shutil, signal, subprocess, sys, time
+import json, os, pickle, shutil, signal, socket, subprocess, sys, time
+from importlib.util import find_spec
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from safetensors import safe_open
 from sklearn.datasets import load_digits
@@ -10,6 +12,7 @@ from fastmix.data import BadArgument, digit_dls, list_folder
 from fastmix.models import make_model
 from fastmix.runs import read_args, run_folder
 from fastmix.train import train_cli
+from programs import forking, started
 
 NAMES = list(digit_dls().vocab)
 
@@ -35,8 +38,32 @@ def folder(tmp_path_factory):
 def files(d): return sorted(o.name for o in Path(d).iterdir() if o.is_file())
 def everything(d): return sorted(str(o.relative_to(d)) for o in Path(d).rglob('*'))
 def cli(*args): return [sys.executable, '-m', 'fastmix.train', *map(str, args)]
-def start(*args, cwd): return subprocess.Popen(cli(*args), cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, 'OMP_NUM_THREADS':'1'})
-def run(*args, cwd): return subprocess.run(cli(*args), cwd=cwd, capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS':'1'})
+
+small = dict(size=16, bs=16, workers=0)                                # with `folder`: three batches an epoch
+small_args = ['--size', 16, '--bs', 16, '--workers', 0]
+
+@pytest.fixture(scope='module')
+def start_any(tmp_path_factory):
+    "A program, started in a fork of a process that has imported what the command imports, but not the command"
+    timm = ['timm'] if find_spec('timm') else []
+    with forking(tmp_path_factory.mktemp('logs'), 'fastmix.all', 'fastmix.runs', 'fastmix.models', 'safetensors.torch', *timm) as f: yield f
+
+@pytest.fixture
+def start(start_any): return lambda *args, **kw: start_any('-m', 'fastmix.train', *args, **kw)
+
+@pytest.fixture
+def run(start):
+    "A command that is waited for"
+    def f(*args, cwd):
+        p = start(*args, cwd=cwd, both=False)
+        p.stdout,p.stderr = p.communicate()
+        return p
+    return f
+
+@pytest.fixture
+def unpainted(monkeypatch):
+    "Figures are made but not painted, which takes longer than to train; other tests have them painted"
+    monkeypatch.setattr(Figure, 'savefig', lambda self, to, **kw: Path(to).write_bytes(b'a picture'))
 
 def history(d): return pd.read_csv(Path(d)/'history.csv').drop(columns='time')
 def same_run(a, b):
@@ -68,18 +95,18 @@ def test_folder(folder, here):
 @pytest.mark.filterwarnings('ignore')
 @pytest.mark.parametrize('kw', [dict(arch='resnet18'), dict(arch='xresnet18'), dict(arch='resnet10t'), dict(mixup=0., cutmix=0.), dict(mixup_mode='elem'), dict(cutmix_minmax=(.2,.6)),
     dict(mixup_off_epoch=1), dict(schedule='hesitation'), dict(schedule='constant', smoothing=.1), dict(ema=.9, clip=1.), dict(opt='lamb', wd=.02), dict(amp='bf16', channels_last=True)], ids=str)
-def test_options(folder, here, kw):
-    acc = train_cli(folder, epochs=1, size=32, bs=16, workers=0, out='out', **kw)
+def test_options(folder, here, unpainted, kw):
+    acc = train_cli(folder, epochs=1, **small, out='out', **kw)
     assert files('out')==[f for f in FILES if f!='mixed.png' or kw.get('mixup')!=0.] and 0<=acc<=1
     if kw.get('mixup')==0.: assert 'mix_prob' not in history('out') or (history('out').mix_prob.fillna(0)==0).all()
 
 @pytest.mark.filterwarnings('ignore')
 def test_compare_and_default_folders(here, capsys):
-    train_cli(epochs=1, compare=True, lr=1e-2)
+    train_cli(epochs=1, bs=256, compare=True, lr=1e-2)
     out = capsys.readouterr().out
     assert 'with mixing, ' in out and 'without' in out
     assert files('runs/digits')==FILES and 'history.csv' in files('runs/digits/plain')
-    train_cli(epochs=1, lr=1e-2)
+    train_cli(epochs=1, bs=256, lr=1e-2)
     assert sorted(os.listdir('runs'))==['digits','digits-2']
     same_run('runs/digits', 'runs/digits-2')                           # the same seed, the same run
 
@@ -125,9 +152,9 @@ def test_bad_folders(folder, here, how, says):
     assert everything(here)==before
 
 @pytest.mark.filterwarnings('ignore')
-def test_other_pictures(folder, here):
+def test_other_pictures(folder, here, unpainted):
     "A run goes on with its own pictures only, wherever they are now; a finished one is not reported for others"
-    kw = dict(epochs=1, size=32, bs=16, workers=0)
+    kw = dict(epochs=1, **small)
     shutil.copytree(folder, here/'d'); acc = train_cli(here/'d', out='out', **kw)
     (here/'d').rename(here/'moved')
     assert train_cli(here/'moved', out='out', resume=True, **kw)==acc
@@ -137,32 +164,33 @@ def test_other_pictures(folder, here):
     assert sorted(os.listdir('runs'))==['moved','moved-2']
 
 @pytest.mark.filterwarnings('ignore')
-def test_compare_that_was_stopped(here):
+def test_compare_that_was_stopped(folder, here, unpainted):
     "The half without mixing is missing: the same call goes on with it, and so does --compare on a run without"
-    train_cli(epochs=1, out='out')
+    kw = dict(epochs=1, out='out', **small)
+    train_cli(folder, **kw)
     files_then = {o:(here/'out'/o).read_bytes() for o in ('model.pkl','history.csv')}
-    train_cli(epochs=1, out='out', compare=True)
+    train_cli(folder, compare=True, **kw)
     assert (here/'out'/'plain'/'model.pkl').exists() and {o:(here/'out'/o).read_bytes() for o in files_then}==files_then
-    with pytest.raises(BadArgument, match='holds a finished run.*--resume'): train_cli(epochs=1, out='out', compare=True)
+    with pytest.raises(BadArgument, match='holds a finished run.*--resume'): train_cli(folder, compare=True, **kw)
 
 @pytest.mark.filterwarnings('ignore')
-def test_an_error_in_the_first_epoch(here, monkeypatch):
+def test_an_error_in_the_first_epoch(folder, here, monkeypatch):
     "Nothing is left of a run without one epoch"
     from fastai.learner import Recorder
     monkeypatch.setattr(Recorder, 'before_validate', lambda self: 1/0)
-    with pytest.raises(ZeroDivisionError): train_cli(epochs=1, out='out')
+    with pytest.raises(ZeroDivisionError): train_cli(folder, epochs=1, out='out', **small)
     assert everything(here)==[]
 
 @pytest.mark.filterwarnings('ignore')
-def test_a_folder_in_use(here):
+def test_a_folder_in_use(folder, here, unpainted):
     "By another run of the command, or by whoever trains into its checkpoints"
-    train_cli(epochs=1, out='out'); (here/'out'/'model.pkl').unlink()
+    train_cli(folder, epochs=1, out='out', **small); (here/'out'/'model.pkl').unlink()
     for held in ('checkpoints', 'checkpoints/run'):
         lock_folder(here/'out'/held)
         try:
-            with pytest.raises(BadArgument, match='--out out: another process trains into it'): train_cli(epochs=1, out='out')
+            with pytest.raises(BadArgument, match='--out out: another process trains into it'): train_cli(folder, epochs=1, out='out', **small)
         finally: unlock_folder(here/'out'/held)
-    train_cli(epochs=1, out='out')
+    train_cli(folder, epochs=1, out='out', **small)
 
 # --- whose folder it is
 
@@ -175,13 +203,13 @@ def test_who_comes_second_takes_the_next_folder(here):
         with pytest.raises(BadArgument, match='another process trains into it'): run_folder({**args, 'out':a}, 'x').__enter__()
     with run_folder({**args, 'seed':2}, 'x') as (b,_): assert b.as_posix()=='runs/x-2'
 
-def test_started_together(here):
+def test_started_together(folder, here, start):
     "Two seeds and one of them twice: each has a folder of its own with its own arguments, and its own weights"
-    ps = [start('--seed', s, '--epochs', 2, cwd=here) for s in (1,2,2)]
+    ps = [start(folder, '--seed', s, '--epochs', 2, *small_args, cwd=here) for s in (1,2,2)]
     said = [p.communicate()[0] for p in ps]
     assert not any(p.returncode for p in ps), said
     outs = [o.rsplit('written to ', 1)[1].partition(':')[0] for o in said]
-    assert sorted(outs)==['runs/digits','runs/digits-2','runs/digits-3'] and [read_args(here/o)['seed'] for o in outs]==[1,2,2]
+    assert sorted(outs)==[f'runs/{folder.name}{o}' for o in ('','-2','-3')] and [read_args(here/o)['seed'] for o in outs]==[1,2,2]
     same_run(here/outs[1], here/outs[2])
     assert (here/outs[0]/'model.safetensors').read_bytes()!=(here/outs[1]/'model.safetensors').read_bytes()
 
@@ -195,23 +223,35 @@ def test_nothing_is_left(here, error, out, monkeypatch):
         with run_folder({**args, 'out':out}, 'x') as (o,_): (o/'checkpoints'/'run').mkdir(); (o/'mixed.png').touch(); raise error
     assert everything(here)==before
 
+def left_at_once(p, here):
+    "Interrupted: no traceback, the exit code of a signal, nothing left of a run without one epoch"
+    p.send_signal(signal.SIGINT)
+    said = p.communicate()[0]
+    assert p.returncode in (-signal.SIGINT, 128+signal.SIGINT) and 'Traceback' not in said, said
+    assert everything(here)==[] or any(here.glob('runs/*/checkpoints/run/epoch_*[1-9]*.pth')), everything(here)
+    shutil.rmtree(here/'runs', ignore_errors=True)
+
 def test_ctrl_c_while_it_loads(here):
-    "From the first moment to the first epoch: no traceback, the exit code of a signal, nothing left"
-    for seconds in (.3, 1.5, 4, 8):
-        p = start('--epochs', 500, cwd=here)
+    "From the first moment on, while Python imports"
+    for seconds in (.3, 1.5, 4):
+        p = started('-m', 'fastmix.train', '--epochs', 500, cwd=here)
         try: p.wait(seconds); raise AssertionError(p.communicate()[0])
-        except subprocess.TimeoutExpired: p.send_signal(signal.SIGINT)
-        said = p.communicate()[0]
-        assert p.returncode in (-signal.SIGINT, 128+signal.SIGINT) and 'Traceback' not in said, said
-        assert everything(here)==[] or any(here.glob('runs/digits/checkpoints/run/epoch_*[1-9]*.pth')), everything(here)
-        shutil.rmtree(here/'runs', ignore_errors=True)
+        except subprocess.TimeoutExpired: left_at_once(p, here)
+
+def test_ctrl_c_with_a_folder(folder, here, start):
+    "As soon as the run has one"
+    p = start(folder, '--epochs', 500, *small_args, cwd=here)
+    while not (here/'runs'/folder.name/'args.json').exists():
+        assert p.poll() is None, p.communicate()[0]
+        time.sleep(.01)
+    left_at_once(p, here)
 
 @pytest.mark.filterwarnings('ignore')
-def test_home_and_dots(here, monkeypatch):
+def test_home_and_dots(folder, here, unpainted, monkeypatch):
     "`~` is the home directory, and `..` makes no folder"
     (here/'home').mkdir(); (here/'work').mkdir(); monkeypatch.chdir(here/'work')
     for o in ('HOME','USERPROFILE'): monkeypatch.setenv(o, str(here/'home'))
-    train_cli(epochs=1, out='~/x', lr=1e-2); train_cli(epochs=1, out='no/../../y', lr=1e-2)
+    for o in ('~/x','no/../../y'): train_cli(folder, epochs=1, out=o, **small)
     assert files(here/'home'/'x')==files(here/'y')==FILES and everything(here/'work')==[]
 
 # --- a folder from somebody else
@@ -222,30 +262,32 @@ class Payload:
     def __reduce__(self): return open, (self.mark,'w')
 
 @pytest.mark.filterwarnings('ignore')
-def test_no_pickle_is_read(here):
+def test_no_pickle_is_read(folder, here, unpainted):
     "A finished run is reported, compared and continued from numbers and JSON; what is in its `model.pkl` is not run"
-    acc = train_cli(epochs=1, out='out', compare=True, lr=1e-2)
+    kw = dict(epochs=1, out='out', compare=True, **small)
+    acc = train_cli(folder, **kw)
     for o in ('out','out/plain'): (here/o/'model.pkl').write_bytes(pickle.dumps(Payload(here/'mark')))
-    assert train_cli(epochs=1, out='out', compare=True, resume=True, lr=1e-2)==acc
+    assert train_cli(folder, resume=True, **kw)==acc
     (here/'out'/'plain'/'model.pkl').unlink()
-    train_cli(epochs=1, out='out', compare=True, lr=1e-2)
+    train_cli(folder, **kw)
     assert not (here/'mark').exists()
 
 @pytest.mark.filterwarnings('ignore')
-def test_no_link_is_followed(here):
+def test_no_link_is_followed(folder, here, unpainted):
     "Whatever in the folder is a link, files outside stay as they are and none is added"
     (here/'other').mkdir(); (here/'other'/'precious').write_text('here')
-    train_cli(epochs=1, out='whole', lr=1e-2)
+    kw = dict(path=folder, epochs=1, **small)
+    train_cli(out='whole', **kw)
     for link,to in {'history.csv':'precious', 'curves.png':'precious', '.model.pkl.tmp':'precious', 'plain':'', 'checkpoints/run':'', 'checkpoints/run/lock':'precious'}.items():
         shutil.rmtree(here/'out', ignore_errors=True); shutil.copytree(here/'whole', here/'out'); (here/'out'/'model.pkl').unlink()
         f = here/'out'/link
         if f.is_dir(): shutil.rmtree(f)
         f.unlink(missing_ok=True); f.symlink_to(here/'other'/to)
-        with pytest.raises(BadArgument, match=f'{link} is a link'): train_cli(epochs=1, out='out', compare=True, lr=1e-2)
+        with pytest.raises(BadArgument, match=f'{link} is a link'): train_cli(out='out', compare=True, **kw)
         assert everything(here/'other')==['precious'] and (here/'other'/'precious').read_text()=='here'
-    (here/'runs').mkdir(); (here/'runs'/'digits').symlink_to(here/'whole')
-    train_cli(epochs=1, lr=1e-2)
-    assert sorted(os.listdir(here/'runs'))==['digits','digits-2']
+    (here/'runs').mkdir(); (here/'runs'/folder.name).symlink_to(here/'whole')
+    train_cli(**kw)
+    assert sorted(os.listdir(here/'runs'))==[folder.name,f'{folder.name}-2']
 
 def cut(f): f.write_bytes(f.read_bytes()[:1000])
 damages = {'args []':(lambda d: (d/'args.json').write_text('[]'), {}, 'args.json is damaged'), 'args cut':(lambda d: (d/'args.json').write_text('{"epo'), {}, 'args.json is damaged'),
@@ -255,22 +297,22 @@ damages = {'args []':(lambda d: (d/'args.json').write_text('[]'), {}, 'args.json
     'checkpoints':(lambda d: ((d/'model.pkl').unlink(), *map(cut, d.glob('checkpoints/run/*.pth'))), {}, 'is whole'),
     'history':(lambda d: ((d/'plain'/'model.pkl').unlink(), (d/'history.csv').write_bytes(b'a\n"')), dict(compare=True), 'history.csv')}
 @pytest.fixture(scope='module')
-def whole(tmp_path_factory):
+def whole(tmp_path_factory, folder):
     from safetensors.torch import save_file
     import torch
     d = tmp_path_factory.mktemp('whole')/'out'
-    train_cli(epochs=1, out=d, compare=True, lr=1e-2)
+    train_cli(folder, epochs=1, out=d, compare=True, **small)
     save_file({'x':torch.zeros(2)}, d/'other.safetensors')
     return d
 
 @pytest.mark.filterwarnings('ignore')
 @pytest.mark.parametrize('damage', damages)
-def test_damaged_folders(whole, here, damage):
+def test_damaged_folders(whole, folder, here, damage):
     "Named, with what to do; no traceback and nothing that waits for ever"
     do,kw,says = damages[damage]
     if 'pipe' in damage and not hasattr(os, 'mkfifo'): pytest.skip('pipes as Unix has them')
     shutil.copytree(whole, here/'out'); do(here/'out')
-    with pytest.raises(BadArgument, match=says): train_cli(epochs=1, out='out', lr=1e-2, **kw)
+    with pytest.raises(BadArgument, match=says): train_cli(folder, epochs=1, out='out', **small, **kw)
 
 def test_order_of_files(folder, monkeypatch):
     "By name, whatever order the file system lists them in"
@@ -281,13 +323,13 @@ def test_order_of_files(folder, monkeypatch):
 
 # --- output for people
 
-def test_a_log(folder, here):
+def test_a_log(folder, here, run):
     "A line an epoch, no bars, nothing on stderr; with names that are not UTF-8, hold formulas and line breaks, to an ASCII terminal"
     d = here/os.fsdecode(b'pics-\xff')
     shutil.copytree(folder, d)
     for side in ('train','val'):
         for old,new in dict(zero=b'\xfe$x_', three=b'a\nb').items(): (d/side/old).rename(d/side/os.fsdecode(new))
-    p = subprocess.run(cli(d, '--epochs', 2, '--size', 16, '--bs', 16, '--workers', 0, '--ema', .5), cwd=here, capture_output=True, env={**os.environ, 'OMP_NUM_THREADS':'1', 'PYTHONIOENCODING':'ascii'})
+    p = subprocess.run(cli(d, '--epochs', 2, '--ema', .5, *small_args), cwd=here, capture_output=True, env={**os.environ, 'OMP_NUM_THREADS':'1', 'PYTHONIOENCODING':'ascii'})
     assert p.returncode==0 and p.stderr==b'', p.stderr
     lines = p.stdout.decode('ascii').splitlines()
     assert [l.partition(':')[0] for l in lines[1:3]]==['epoch 1/2','epoch 2/2'] and 'valid_loss' in lines[1] and 'ema_accuracy' in lines[1]
@@ -297,10 +339,10 @@ def test_a_log(folder, here):
     assert p.returncode==2 and len(p.stderr.splitlines())==1
 
 def test_a_terminal(here):
-    "Bars, where somebody is looking"
+    "Bars, where somebody is looking; on the digits"
     pty = pytest.importorskip('pty', reason='terminals as Unix has them')
     ours,theirs = pty.openpty()
-    p = subprocess.Popen(cli('--epochs', 1), cwd=here, stdout=theirs, stderr=subprocess.PIPE, env={**os.environ, 'OMP_NUM_THREADS':'1'})
+    p = subprocess.Popen(cli('--epochs', 1, '--bs', 256), cwd=here, stdout=theirs, stderr=subprocess.PIPE, env={**os.environ, 'OMP_NUM_THREADS':'1'})
     os.close(theirs); said = b''
     while True:
         try: new = os.read(ours, 10_000)
@@ -319,15 +361,15 @@ def test_a_batch_larger_than_the_data(folder, here):
     with pytest.raises(BadArgument, match='--bs 500'): train_cli(folder, bs=500, workers=0)
 
 @pytest.mark.parametrize('args,says', [(['nowhere'], 'fastmix-train: nowhere: no such folder'), (['--mixup','-1'], 'fastmix-train: --mixup -1.0: must be'), (['--epochs','many'], 'invalid int value')])
-def test_one_line_and_exit_code_2(here, args, says):
+def test_one_line_and_exit_code_2(here, run, args, says):
     p = run(*args, cwd=here)
     assert p.returncode==2 and says in p.stderr and 'Traceback' not in p.stderr+p.stdout
     assert len([l for l in p.stderr.splitlines() if l.startswith('fastmix-train: ')])<=1 and everything(here)==[]
 
-def test_no_room(here):
+def test_no_room(folder, here):
     "A file that cannot be written, here for a limit of the system: one line, exit code 1, and nothing is left of a run without one epoch"
     resource = pytest.importorskip('resource', reason='limits as Unix has them')
-    p = subprocess.run(cli('--epochs', 1, '--out', 'out'), cwd=here, capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS':'1', 'MPLCONFIGDIR':str(here.parent)},
+    p = subprocess.run(cli(folder, '--epochs', 1, *small_args, '--out', 'out'), cwd=here, capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS':'1', 'MPLCONFIGDIR':str(here.parent)},
                        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4000,4000)))
     assert p.returncode==1 and 'Traceback' not in p.stderr+p.stdout and 'too large' in p.stderr, p.stdout+p.stderr
     assert p.stderr.strip().splitlines()[-1].startswith('fastmix-train: ') and everything(here)==[]
@@ -341,73 +383,73 @@ def wait_for(d, rows, p):
         time.sleep(.05)
     raise AssertionError('too slow')
 
-def test_kill_and_signals(here):
+def test_kill_and_signals(folder, here, start, run):
     """A run that is killed, told to terminate and interrupted, and continued each time by the same command, ends as an undisturbed one: weights byte by
-    byte, history but for times"""
-    args = ['--epochs', 7, '--lr', .01, '--ema', .9]
-    p = start(*args, '--out', 'a', cwd=here)
-    assert p.wait()==0, p.communicate()[0][-3000:]
+    byte, history but for times; the undisturbed one is no fork"""
+    args = [folder, *small_args, '--lr', .01, '--ema', .9, '--epochs', 16]
+    p = started('-m', 'fastmix.train', *args, '--out', 'a', cwd=here); said = p.communicate()[0]
+    assert p.returncode==0, said[-3000:]
     p = start(*args, '--out', 'b', cwd=here); wait_for(here/'b', 1, p); p.kill(); p.wait()
     assert not (here/'b'/'model.pkl').exists()
-    p = start(*args, '--out', 'b', cwd=here); wait_for(here/'b', 2, p); p.send_signal(signal.SIGTERM)
+    p = start(*args, '--out', 'b', cwd=here); wait_for(here/'b', 3, p); p.send_signal(signal.SIGTERM)
     said = p.communicate()[0]
     assert p.returncode==128+signal.SIGTERM and 'Traceback' not in said and 'stopping at the end of this epoch' in said
-    p = start(*args, '--out', 'b', cwd=here); wait_for(here/'b', 4, p); p.send_signal(signal.SIGINT)
+    p = start(*args, '--out', 'b', cwd=here); wait_for(here/'b', 5, p); p.send_signal(signal.SIGINT)
     said = p.communicate()[0]
     assert p.returncode==128+signal.SIGINT and 'Traceback' not in said
     q = run(*args, '--out', 'b', cwd=here)
     assert q.returncode==0, q.stdout+q.stderr
     same_run(here/'a', here/'b')
-    assert list(history(here/'b').epoch)==list(range(7))
+    assert list(history(here/'b').epoch)==list(range(16))
     q = run(*args, '--out', 'b', '--resume', cwd=here)
     assert q.returncode==0 and 'finished' in q.stdout
     q = run(*args, '--out', 'b', cwd=here)
     assert q.returncode==2 and 'holds a finished run' in q.stderr
-    q = run(*args[2:], '--epochs', 9, '--out', 'b', cwd=here)
-    assert q.returncode==2 and '--epochs 7, not 9' in q.stderr
+    q = run(*args[:-1], 18, '--out', 'b', cwd=here)
+    assert q.returncode==2 and '--epochs 16, not 18' in q.stderr
 
 @pytest.mark.skipif(not hasattr(os, 'killpg'), reason='groups of processes as Unix has them')
-def test_a_signal_to_all_processes(folder, here):
+def test_a_signal_to_all_processes(folder, here, start):
     "As a terminal and a cluster send it, to those that load data too: the epoch is ended, and the run goes on from there"
-    p = subprocess.Popen(cli(folder, '--epochs', 500, '--size', 16, '--bs', 16, '--workers', 1, '--out', 'out'), cwd=here, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                         text=True, env={**os.environ, 'OMP_NUM_THREADS':'1'}, start_new_session=True)
+    p = start(folder, '--epochs', 500, '--size', 16, '--bs', 16, '--workers', 1, '--out', 'out', cwd=here)  # a fork has a group of its own
     wait_for(here/'out', 1, p); os.killpg(p.pid, signal.SIGTERM)
     said = p.communicate()[0]
     assert p.returncode==128+signal.SIGTERM and 'Traceback' not in said and said.count('stopping at the end')==1, said
     assert len(history(here/'out'))==said.count('epoch ') and any((here/'out'/'checkpoints'/'run').glob('*.pth'))
 
-def test_two_processes(here):
+def test_two_processes(folder, here, start_any):
     """Several processes, unchanged: one folder, written once; killed and continued it ends the same. On CPUs accelerate starts several by MPI only, so
-    torch's own launcher does, with the same variables"""
-    psutil = pytest.importorskip('psutil', reason='comes with accelerate: pip install fastmix[distributed]')
+    torch's own launcher does; the run that is killed has the same variables, and forks for processes"""
+    pytest.importorskip('accelerate', reason='an extra: pip install fastmix[distributed]')
     from fastmix.checkpoint.files import read_checkpoint
-    def launch(out):
-        cmd = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', '-m', 'fastmix.train', '--epochs', '3', '--out', out]
-        return subprocess.Popen(cmd, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, 'OMP_NUM_THREADS':'1'})
-    p = launch('a'); said = p.communicate()[0]
+    def args(out): return ['-m', 'fastmix.train', str(folder), *map(str, small_args), '--lr', '.01', '--epochs', '4', '--out', out]
+    p = started('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', 2, *args('a'), cwd=here); said = p.communicate()[0]
     assert p.returncode==0, said[-3000:]
-    assert files(here/'a')==FILES and said.count('written to')==1 and list(history(here/'a').epoch)==[0,1,2]
+    assert files(here/'a')==FILES and said.count('written to')==1 and list(history(here/'a').epoch)==[0,1,2,3]
     assert read_checkpoint(sorted((here/'a'/'checkpoints'/'run').glob('*.pth'))[-1])['run']['processes']==2
-    p = launch('b'); wait_for(here/'b', 1, p)
-    for o in [p, *psutil.Process(p.pid).children(recursive=True)]: o.kill()
-    p.communicate()
-    p = launch('b'); said = p.communicate()[0]
-    assert p.returncode==0, said[-3000:]
+    def launch():
+        with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
+        return [start_any(*args('b'), cwd=here, env=dict(RANK=str(r), LOCAL_RANK=str(r), WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))) for r in range(2)]
+    ps = launch(); wait_for(here/'b', 1, ps[0])
+    for p in ps: p.kill()
+    for p in ps: assert p.wait()==-signal.SIGKILL
+    ps = launch(); said = [p.communicate()[0] for p in ps]
+    assert not any(p.returncode for p in ps) and 'written to' in said[0] and said[1].count('written to')==0, said
     same_run(here/'a', here/'b')
 
-def test_minutes(here, capsys):
+def test_minutes(folder, here, unpainted, capsys):
     "`--max-minutes` ends in the middle of an epoch, as often as it takes, with nothing but the checkpoint; the end is the same, and both options may change on the way"
-    kw = dict(epochs=2, lr=1e-2, bs=256)
+    kw = dict(path=folder, epochs=2, **small)
     train_cli(out='a', **kw)
     assert train_cli(out='b', max_minutes=0, **kw) is None and 'the same command with --out b goes on' in capsys.readouterr().out
     assert files('b')==['args.json','history.csv','mixed.png'] and (here/'b/checkpoints/run/epoch_0000_batch_000001.pth').is_file()
     assert train_cli(out='b', max_minutes=0, **kw) is None
     assert train_cli(out='b', every_min=5, **kw)>0
-    assert 'continues after 0 of 2 epochs and 2 of 5 batches' in capsys.readouterr().out
+    assert 'continues after 0 of 2 epochs and 2 of 3 batches' in capsys.readouterr().out
     same_run('a', 'b')
 
 @pytest.mark.full
-def test_signal_between_batches(here):
+def test_signal_between_batches(here, start, run):
     "With `--every-min` a signal ends the command after a batch"
     args = ['--epochs', 60, '--bs', 8, '--every-min', 5, '--out', 'a']
     p = start(*args, cwd=here); wait_for(here/'a', 1, p); p.send_signal(signal.SIGUSR1)
