@@ -120,7 +120,7 @@ def run_epochs(self:Resume)->None:
 def _end(self:Resume):
     with suppress(Exception): self._writing.wait() # an error of a checkpoint has been told, or the fit has ended with another
     if self._lock: unlock_folder(self._lock)
-    self._lock,self._active,self._history,self._middle = None,False,None,None
+    self._lock,self._active,self._history,self._middle,self._asked = None,False,None,None,0 # what was asked for before the fit began still counts
 
 @patch
 def _run_all(self:Resume):
@@ -229,7 +229,7 @@ def _load_or_start(self:Resume):
     learn = self.learn
     self._check_fit()
     self._lock = on_rank_zero(self._lock_folder)
-    self._run,self._asked,self._saved_at,self.paused = fingerprint(learn, self._loss, self.apart),0,time.monotonic(),False
+    self._run,self._saved_at,self.paused = fingerprint(learn, self._loss, self.apart),time.monotonic(),False
     apart = 0 if world_size()==1 else 1. if self.every_min is None else min(1., 60*self.every_min)
     why,self._meeting = self._why_between_epochs(),Meeting(apart)
     self._before = {k:settings_of(cb) for k,cb in named_callbacks(learn, self.apart).items()}

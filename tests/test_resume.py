@@ -641,6 +641,14 @@ def test_pause(tmp_path, every_min):
     fit('early', learn, 5, cb) # the same object, and it does not pause again
     assert end(learn)==want and not cb.paused
 
+def test_pause_before_the_fit(tmp_path):
+    "A signal may come while a run is looked for on disk: it counts, once"
+    want,learn,cb = whole(tmp_path, 'early', 5, learner, {}),learner(tmp_path/'run'),Resume('run')
+    cb.pause()
+    assert 'pauses after 1 of 5 epochs;' in fit('early', learn, 5, cb) and cb.paused
+    fit('early', learn, 5, cb)
+    assert end(learn)==want and not cb.paused
+
 @pytest.mark.parametrize('event', ['after_batch','before_validate','after_train'])
 def test_cancelled_fit_is_not_finished(tmp_path, event):
     "CancelFitException in the middle of an epoch ends the fit, not the run"

@@ -238,10 +238,11 @@ def test_ctrl_c_while_it_loads(here):
         try: p.wait(seconds); raise AssertionError(p.communicate()[0])
         except subprocess.TimeoutExpired: left_at_once(p, here)
 
-def test_ctrl_c_with_a_folder(folder, here, start):
-    "As soon as the run has one"
+@pytest.mark.parametrize('file', ['args.json','history.csv'])
+def test_ctrl_c_with_a_folder(folder, here, start, file):
+    "As soon as the run has one, and when its fit has just begun"
     p = start(folder, '--epochs', 500, *small_args, cwd=here)
-    while not (here/'runs'/folder.name/'args.json').exists():
+    while not (here/'runs'/folder.name/file).exists():
         assert p.poll() is None, p.communicate()[0]
         time.sleep(.01)
     left_at_once(p, here)
