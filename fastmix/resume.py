@@ -120,7 +120,8 @@ def run_epochs(self:Resume)->None:
 def _end(self:Resume):
     with suppress(Exception): self._writing.wait() # an error of a checkpoint has been told, or the fit has ended with another
     if self._lock: unlock_folder(self._lock)
-    self._lock,self._active,self._history,self._middle,self._asked = None,False,None,None,0 # what was asked for before the fit began still counts
+    self._lock,self._active,self._history,self._middle = None,False,None,None
+    self._asked = 0 # here and not when a fit begins: what was asked for before counts
 
 @patch
 def _run_all(self:Resume):

@@ -621,7 +621,7 @@ def test_every_min(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert 3<len(times)<20 and any(b for _,b in times)
     done,batch = times[-1]
-    assert f'continues after {done} of 5 epochs'+f' and {batch} of 6 batches'*(batch>0) in fit('early', learn, 5, resume(every_min=1.))
+    assert f'continues after {done} of 5 epochs'+f' and {batch} of 5 batches'*(batch>0) in fit('early', learn, 5, resume(every_min=1.))
     assert end(learn)==whole(tmp_path, 'early', 5, learner, {})
 
 class PauseAt(Callback):
