@@ -31,12 +31,19 @@ def _trainer(*args, **kwargs):
         def _wrap_dl(self, dl): return dl if isinstance(dl, DistributedDL) else AnyDL(dl, device=self.learn.model.device)
     return AnyTrainer(*args, **kwargs)
 
+# %% ../nbs/runs/10_distributed.ipynb #d15b0002
+def _one_order():
+    "What makes `DistributedDataParallel` add up the gradients of all steps in one order"
+    if num_distrib()<3: return {}
+    from accelerate import DistributedDataParallelKwargs
+    return dict(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+
 # %% ../nbs/runs/10_distributed.ipynb #b4ab50a5
 @patch
 @contextmanager
 def many_devices(self:Learner,
     sync_bn:bool|None=None, # Turn BatchNorm into SyncBatchNorm? `None`: yes where there is CUDA, which it needs
-    **kwargs # To accelerate's `Accelerator`
+    **kwargs # To accelerate's `Accelerator`; own `kwargs_handlers` replace the one that keeps the order of sums
 )->Iterator[Learner]:
     "Train on all the processes that `accelerate launch` has started; does nothing in a single one"
     if num_distrib()<2:
@@ -44,7 +51,7 @@ def many_devices(self:Learner,
         return
     cuda,bar = torch.cuda.is_available(),getattr(self, 'progress', None) if rank_distrib() else None
     loaders = list(self.dls.loaders)
-    cb = _trainer(cuda if sync_bn is None else sync_bn, **{'cpu':not cuda, **kwargs})
+    cb = _trainer(cuda if sync_bn is None else sync_bn, **{'cpu':not cuda, **_one_order(), **kwargs})
     self.add_cb(cb)
     if bar: self.remove_cb(bar)
     try: yield self
