@@ -10,7 +10,7 @@ __all__ = ['LazyMask', 'Plan']
 # %% ../nbs/mix/03_plan.ipynb #6ed6f3e8
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import cached_property, reduce
 from operator import mul
 
 import numpy as np
@@ -66,6 +66,12 @@ class Plan:
         if not isinstance(self.partner, (int,str)): return t.index_select(0, tensor_on(self.partner, t))
         return t.flip(0) if self.partner=='mirror' else t.roll(-self.partner, 0)
 
+    @cached_property # a plan does not change
+    def touched(self)->np.ndarray|None: # (n,) bool; `None` where only a device knows
+        "Which samples are not left as they are"
+        each = [_step_touches(p) for p in self.steps]
+        return None if any(o is None for o in each) else reduce(np.logical_or, each)
+
 # %% ../nbs/mix/03_plan.ipynb #c042d0b3
 @patch(as_prop=True)
 def steps(self:Plan)->list: # Of `Plan`s
@@ -109,12 +115,6 @@ def _step_touches(p):
     res = weight<1
     if p.box is not None: res = res | (p.box[...,1] > p.box[...,0]).all(-1)
     return res if p.box is None and p.mask is None else res | (lam<1)
-
-@patch(as_prop=True)
-def touched(self:Plan)->np.ndarray|None: # (n,) bool; `None` where only a device knows
-    "Which samples are not left as they are"
-    each = [_step_touches(p) for p in self.steps]
-    return None if any(o is None for o in each) else reduce(np.logical_or, each)
 
 @patch(as_prop=True)
 def mixes(self:Plan)->bool:
