@@ -1,6 +1,6 @@
 """`python *args` in a process of its own, without the seconds in which it would import fastai: one process has imported it, and forks for each.
 A fork has its own session, folder, variables, output and random numbers; its signals, its exit code and the end of its interpreter are the real ones."""
-import json,os,signal,subprocess,sys,tempfile,time
+import json,os,signal,socket,subprocess,sys,tempfile,time
 from contextlib import contextmanager
 
 server = """
@@ -12,9 +12,10 @@ def become(argv, cwd, env, out, err):
     os.setsid(); os.chdir(cwd); os.environ.clear(); os.environ.update(env)
     for fd,f in enumerate((os.devnull, out, err)): os.dup2(os.open(f, os.O_RDWR|os.O_APPEND), fd)
     numpy.random.seed(); torch.seed()   # else all forks would draw alike, and nobody would see that a seed is missing
-    module = argv[0]=='-m'
-    sys.argv,sys.path[0] = argv[module:],cwd if module else os.path.dirname(argv[0])
-    if module: runpy.run_module(argv[1], run_name='__main__', alter_sys=True)
+    kind = argv[0] if argv[0] in ('-m','-c') else ''
+    sys.argv,sys.path[0] = argv[len(kind)>0:],cwd if kind else os.path.dirname(argv[0])
+    if kind=='-m': runpy.run_module(argv[1], run_name='__main__', alter_sys=True)
+    elif kind=='-c': exec(argv[1], {'__name__':'__main__'})
     else: runpy.run_path(argv[0], run_name='__main__')
 for line in sys.stdin:
     ask,*args = json.loads(line)
@@ -41,8 +42,8 @@ class Forked:
             if time.monotonic()>until: raise subprocess.TimeoutExpired(f'process {self.pid}', timeout)
             time.sleep(.02)
         return self.returncode
-    def communicate(self):
-        self.wait()
+    def communicate(self, timeout=600):
+        self.wait(timeout)
         said = [open(f, errors='replace').read() for _,f in self.logs]
         return said[0],said[1] if said[1:] else None
     def send_signal(self, o):
@@ -55,6 +56,13 @@ def started(*args, cwd='.', env=None, both=True, **kw):
                             stderr=subprocess.STDOUT if both else subprocess.PIPE, **kw)
 
 def variables(env): return {**os.environ, 'OMP_NUM_THREADS':'1', **(env or {})}
+
+def rank_variables(n):
+    "What a launcher tells each of `n` processes of one run, with a port that is free"
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    return [dict(RANK=str(r), LOCAL_RANK=str(r), WORLD_SIZE=str(n), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port)) for r in range(n)]
 
 @contextmanager
 def forking(logs, *modules):

@@ -1,8 +1,8 @@
 "Two processes on the CPU, with `many_devices`, on fastai's distributed training and accelerate"
-import json,random,shutil,signal,socket,subprocess
+import json,random,shutil,signal,subprocess
 from pathlib import Path
 import pytest
-from programs import forking
+from programs import forking, rank_variables
 pytest.importorskip('accelerate', reason='an extra: pip install fastmix[distributed]')
 
 @pytest.fixture(scope='module')
@@ -10,10 +10,7 @@ def launch(tmp_path_factory):
     "Run `ranks.py` in `n` processes, as `accelerate launch` would but forked, for `kill_after` seconds at most; their exit codes"
     with forking(tmp_path_factory.mktemp('logs'), 'accelerate', 'fastmix.all', 'fastai.callback.all', 'fastai.distributed', 'sklearn.datasets') as start:
         def f(n, folder, *scenes, kill_after=None):
-            with socket.socket() as s:
-                s.bind(('127.0.0.1', 0))
-                env = dict(WORLD_SIZE=str(n), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(s.getsockname()[1]))
-            ps = [start(Path(__file__).parent/'ranks.py', folder, *scenes, env={**env, 'RANK':str(r), 'LOCAL_RANK':str(r)}) for r in range(n)]
+            ps = [start(Path(__file__).parent/'ranks.py', folder, *scenes, env=o) for o in rank_variables(n)]
             try: return [p.wait(kill_after or 300) for p in ps]
             except subprocess.TimeoutExpired:
                 if kill_after is None: raise

@@ -134,12 +134,11 @@ def test_old_command():
     p = subprocess.run([sys.executable, '-W', 'ignore', '-m', 'fastmix.train', '--help'], cwd=root, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(root)})
     assert p.returncode==0 and '--epochs' in p.stdout, p.stderr[-2000:]
 
-def test_all_shadows_little(fork, tmp_path):
+def test_all_shadows_little(fork):
     "After `from fastai.vision.all import *`, `from fastmix.all import *` changes the three names that it means to change"
     code = "import importlib, fastmix.all as a\nnames = {n for n in vars(a) if n[0]!='_'}\nfor m in ('vision', 'text', 'tabular'):\n" \
            "    f = vars(importlib.import_module(f'fastai.{m}.all'))\n    print(*[n for n in names if n in f and f[n] is not getattr(a, n)])"
-    (tmp_path/'names.py').write_text(code)
-    p = fork(tmp_path/'names.py', cwd=root, both=False)
+    p = fork('-c', code, cwd=root, both=False)
     out,err = p.communicate()
     assert p.returncode==0, err[-2000:]
     assert set(out.split()) <= {'MixUp', 'CutMix', 'MixHandler'}

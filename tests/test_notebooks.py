@@ -15,13 +15,11 @@ sys.exit(0 if test_nb(sys.argv[1], skip_flags=skip, cell_timeout=300)[0] else 1)
 """
 
 @pytest.fixture(scope='module')
-def runner(fork, tmp_path_factory):
+def runner(fork):
     "A function of a notebook's path to the exit status and what was said; half of the time of a short notebook is the import of fastai, so they are forks"
-    program = tmp_path_factory.mktemp('notebooks')/'run.py'
-    program.write_text(run)
     def run_forked(nb):
-        p = fork(program, nb, cwd=root)
-        said = p.communicate()[0]
+        p = fork('-c', run, nb, cwd=root)
+        said = p.communicate(timeout=960)[0]    # the notebook ends itself before
         return p.returncode,said
     return run_forked
 

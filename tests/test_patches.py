@@ -74,10 +74,9 @@ for m in names:
 print(k)
 """
 @pytest.mark.parametrize('code', [by_reload,by_cell], ids=['reload','cells'])
-def test_a_second_run_of_our_code(fork, tmp_path, code):
+def test_a_second_run_of_our_code(fork, code):
     "Every module is loaded again, as `%autoreload` does; every export cell is run again, as readers of a notebook do"
-    (tmp_path/'again.py').write_text(code)
-    p = fork(tmp_path/'again.py', cwd=root)
+    p = fork('-c', code, cwd=root)
     said = p.communicate()[0]
     assert p.returncode==0, said[-3000:]
 
@@ -250,8 +249,7 @@ def test_an_export_needs_nothing_of_ours(fork, tmp_path):
     learn.export('model.pkl')
     assert [cb for cb in learn.cbs if cb in cbs]==cbs and learn.mix_up is cbs[0] and learn.ema is cbs[2]
     torch.save(dls.valid_ds[0][0], tmp_path/'x.pth')
-    (tmp_path/'server.py').write_text(server)
-    p = fork(tmp_path/'server.py', tmp_path/'model.pkl', tmp_path/'x.pth', cwd=root, both=False)
+    p = fork('-c', server, tmp_path/'model.pkl', tmp_path/'x.pth', cwd=root, both=False)
     out,err = p.communicate()
     assert p.returncode==0, err[-2000:]
     assert out.splitlines()==["['train_eval', 'recorder', 'cast_to_tensor'] []", '1.0']

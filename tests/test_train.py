@@ -1,5 +1,5 @@
 "`fastmix-train` as people use it: real folders, real processes, real signals."
-import json, os, pickle, shutil, signal, socket, subprocess, sys, time
+import json, os, pickle, shutil, signal, subprocess, sys, time
 from importlib.util import find_spec
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
@@ -12,7 +12,7 @@ from fastmix.data import BadArgument, digit_dls, list_folder
 from fastmix.models import make_model
 from fastmix.runs import read_args, run_folder
 from fastmix.train import train_cli
-from programs import forking, started
+from programs import forking, rank_variables, started
 
 NAMES = list(digit_dls().vocab)
 
@@ -428,9 +428,7 @@ def test_two_processes(folder, here, start_any):
     assert p.returncode==0, said[-3000:]
     assert files(here/'a')==FILES and said.count('written to')==1 and list(history(here/'a').epoch)==[0,1,2,3]
     assert read_checkpoint(sorted((here/'a'/'checkpoints'/'run').glob('*.pth'))[-1])['run']['processes']==2
-    def launch():
-        with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
-        return [start_any(*args('b'), cwd=here, env=dict(RANK=str(r), LOCAL_RANK=str(r), WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))) for r in range(2)]
+    def launch(): return [start_any(*args('b'), cwd=here, env=o) for o in rank_variables(2)]
     ps = launch(); wait_for(here/'b', 1, ps[0])
     for p in ps: p.kill()
     for p in ps: assert p.wait()==-signal.SIGKILL
