@@ -1,14 +1,17 @@
-"Every notebook runs, each in a process of its own, and leaves nothing behind."
-import json
+"""Every notebook runs, each in a process of its own, and leaves nothing behind. By default in short: experiments with one or two epochs, and without the
+cells marked `slow`, which say what comes of the whole. `-m full` runs all of it, as Jupyter does."""
+import json,re
 import pytest
 from house import directives, load, name, nbs, notebooks, python, root, text
 
 run = """
-import signal,sys
+import os,signal,sys
 from importlib.util import find_spec
 from nbdev.config import get_config
 from nbdev.test import test_nb
 skip = set((get_config().tst_flags or '').split())
+if sys.argv[2]=='short': os.environ['IN_TEST'] = '1'
+else: skip -= {'slow'}
 if all(map(find_spec, ('lightning','transformers'))): skip -= {'loops'}
 if hasattr(signal, 'alarm'): signal.alarm(900)
 sys.exit(0 if test_nb(sys.argv[1], skip_flags=skip, cell_timeout=300)[0] else 1)
@@ -17,8 +20,8 @@ sys.exit(0 if test_nb(sys.argv[1], skip_flags=skip, cell_timeout=300)[0] else 1)
 @pytest.fixture(scope='module')
 def runner(fork):
     "A function of a notebook's path to the exit status and what was said; half of the time of a short notebook is the import of fastai, so they are forks"
-    def run_forked(nb):
-        p = fork('-c', run, nb, cwd=root)
+    def run_forked(nb, how='short'):
+        p = fork('-c', run, nb, how, cwd=root)
         said = p.communicate(timeout=960)[0]    # the notebook ends itself before
         return p.returncode,said
     return run_forked
@@ -27,13 +30,21 @@ def files(folder): return {p for p in folder.iterdir() if p.suffix!='.ipynb' and
 
 def test_there_are_notebooks(): assert {'index', 'mix/05_draw', 'tutorials/01_from_scratch'} <= set(map(name, notebooks()))
 
+@pytest.mark.parametrize('how', ['short', pytest.param('whole', marks=pytest.mark.full)])
 @pytest.mark.parametrize('nb', notebooks(), ids=name)
-def test_notebook(nb, runner):
+def test_notebook(nb, how, runner):
     before = files(nb.parent)
-    status,said = runner(nb)
+    status,said = runner(nb, how)
     assert status==0, f'{nb.relative_to(root)}\n{said[-6000:]}'
     left = files(nb.parent)-before
     assert not left, f"{nb.relative_to(root)} leaves {sorted(o.name for o in left)} behind: write to a temporary folder"
+
+def test_first_example(fork, tmp_path):
+    "The first lines of the README run as they stand; here for two epochs"
+    imports,learn = re.findall(r'```python\n(.*?)```', (root/'README.md').read_text(encoding='utf-8'), flags=re.S)[:2]
+    assert 'fit_long(80,' in learn
+    p = fork('-c', imports+learn.replace('(80,', '(2,'), cwd=tmp_path)
+    assert p.communicate()[0].count('0.')>5 and p.returncode==0 and list(tmp_path.rglob('run1/*.pth'))
 
 def test_plain_loops_without_fastai():
     "Two pages say that there is no fastai in them"

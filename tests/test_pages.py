@@ -26,7 +26,7 @@ def test_furniture(nb):
 
 @one(tutorials)
 def test_exercises(nb):
-    "Each exercise is marked easy or hard, and has a solution in code that the tests run"
+    "Each exercise is marked easy or hard, and has a solution in code that the tests run, some with `-m full`"
     t = prose(nb)
     exercises = re.findall(r'^(\d+)\. (.*)$', t.split('\n## Exercises\n')[1].split('\n## ')[0], flags=re.M)
     assert len(exercises)>2
