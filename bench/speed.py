@@ -21,11 +21,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader,TensorDataset
 
 from fastmix.blend import blend
-from fastmix.methods import CutMix, CutMixUp, MixUp
+from fastmix.methods import CutMix, CutMixUp, FMix, MixUp, ResizeMix
 from fastmix.draw import draw_cutmix, draw_cutmixup, draw_mixup, make_rng
 from fastmix.functional import Mixup
 from fastmix.loss import MixedLoss
 from fastmix.resume import Resume
+from fastmix.several import RICAP, ZetaMix
 from step import MIXES, measure as measure_steps
 
 # --- measuring
@@ -102,6 +103,7 @@ QUICK = 'MixUp batch','MixUp elem','CutMix batch','CutMix elem','CutMixUp elem' 
 
 def ours(x, y):
     res = {f'{c.__name__} {m}':callback(c(mode=m), x, y) for c in (MixUp, CutMix, CutMixUp) for m in ('batch','pair','elem')}
+    for cb in (ResizeMix(), FMix(), RICAP(), ZetaMix()): res[f'{type(cb).__name__} {cb.mode}'] = callback(cb, x, y)
     for k,a in dict(MixUp=(1.,0.), CutMix=(0.,1.), CutMixUp=(1.,1.)).items():
         for mode in ('batch','pair','elem'):
             res[f'{k} {mode}, in place'] = in_place(Mixup(*a, mode=mode, label_smoothing=0., num_classes=10, inplace=True), x, y)

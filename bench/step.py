@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-MIXES = ['none','MixUp','CutMix','CutMixUp','ResizeMix','FMix','RecursiveMix','ManifoldMixUp']
+MIXES = ['none','MixUp','CutMix','CutMixUp','ResizeMix','FMix','RecursiveMix','ManifoldMixUp','RICAP','ZetaMix']
 
 def interval(x, level=.95):
     "The median of numbers, and the two of them between which the median of what they come from lies with this chance (by counting, whatever the distribution)"
