@@ -140,6 +140,31 @@ def test_each_part_of_an_epoch_is_needed(tmp_path, what, monkeypatch):
     have = end(learn)
     assert {k for k in want if want[k]!=have[k]}
 
+class Spoil(Callback):
+    "A loss that is not finite in one batch, which is not stepped; stops in a later one"
+    run_valid,order = False,-50
+    def __init__(self, at, stop=None): store_attr()
+    def before_batch(self):
+        if self.learn.epoch==1 and self.learn.iter==self.at: self.learn.xb = (self.x+float('inf'),)
+    def before_step(self):
+        if self.learn.epoch==1 and self.learn.iter==self.at: raise CancelStepException
+    def after_batch(self):
+        if (self.learn.epoch,self.learn.iter)==(1,self.stop): raise KeyboardInterrupt
+
+def test_a_loss_that_was_not_finite_before(tmp_path):
+    "The run is interrupted after that batch, and continued after the next one: the warning counts all batches of the epoch"
+    def said(stop):
+        learn = learner(tmp_path, noise=False)
+        learn.model = nn.Sequential(nn.Flatten(), nn.Linear(64,10)) # no statistics of batches, which would stay NaN
+        with warnings.catch_warnings(record=True) as o,learn.no_bar(),learn.no_logging():
+            warnings.simplefilter('always')
+            try: learn.fit(3, 1e-3, cbs=[mix.MixUp(), Spoil(1, stop), Resume('run', ignore=Spoil, **each)])
+            except KeyboardInterrupt: pass
+        return [str(w.message) for w in o if 'not finite' in str(w.message)]
+    assert said(3)==[] and saved(tmp_path)[-1]=='epoch_0001_batch_000003.pth'
+    once, = said(None)
+    assert 'the loss of 1 of 5 mixed batches in epoch 1 is not finite, first in batch 1 ' in once
+
 # --- asked to leave
 
 class SignalAt(Callback):
