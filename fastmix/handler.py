@@ -398,6 +398,8 @@ def after_batch(self:MixHandler):
     batch.inputs,batch.targets = None,()
 
 # %% ../nbs/callbacks/03_handler.ipynb #119f4116
+def _values(losses): return torch.stack([l.as_subclass(Tensor).sum() for _,l in losses])
+
 @patch
 def before_train(self:MixHandler):
     "An epoch begins: no losses are kept yet"
@@ -408,8 +410,7 @@ def after_train(self:MixHandler):
     "Warn if the loss of a mixed batch was NaN or infinite"
     losses,self._losses = self._losses,[]
     if not losses or 'lr_finder' in vars(self.learn): return
-    values = torch.stack([l.as_subclass(Tensor).sum() for _,l in losses]).tolist()
-    bad = [(i,v) for (i,_),v in zip(losses, values) if not math.isfinite(v)]
+    bad = [(i,v) for (i,_),v in zip(losses, _values(losses).tolist()) if not math.isfinite(v)]
     if not bad: return
     warnings.warn(f"{type(self).__name__}: the loss of {len(bad)} of {len(losses)} mixed batches in epoch {self.learn.epoch} "
                   f"is not finite, first in batch {bad[0][0]} (a loss of {bad[0][1]}); look at the data of that batch, "
@@ -418,8 +419,11 @@ def after_train(self:MixHandler):
 # %% ../nbs/callbacks/03_handler.ipynb #58c0b66a
 @patch
 def state_dict(self:MixHandler)->dict:
-    "The state of the generator"
-    return {} if self.rng is None else dict(rng=self.rng.bit_generator.state)
+    "The state of the generator, and the losses of this epoch so far"
+    if self.rng is None: return {}
+    res = dict(rng=self.rng.bit_generator.state)
+    if self._losses: res['losses'] = dict(batches=[i for i,_ in self._losses], values=_values(self._losses))
+    return res
 
 @patch
 def load_state_dict(self:MixHandler,
@@ -428,6 +432,7 @@ def load_state_dict(self:MixHandler,
     "Continue with this state"
     if 'rng' not in state: return
     if self.rng is None: self.rng = make_rng(0)
+    if 'losses' in state: self._losses = list(zip(state['losses']['batches'], state['losses']['values']))
     if state.get('ahead'): warnings.warn(f"{type(self).__name__}: this state was written by fastmix 0.1, which drew plans ahead; "
         "the run goes on with other draws than it would have. To continue it exactly, use fastmix 0.1")
     self.rng.bit_generator.state = _numbers_from_text(state['rng'])

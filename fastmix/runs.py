@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from itertools import count
 from pathlib import Path
@@ -93,14 +93,19 @@ def _check_writable(out):
     if not os.access(there, os.W_OK|os.X_OK): raise BadArgument(f"--out {out}: {there} cannot be written to; give another --out")
 
 # %% ../nbs/command/02_runs.ipynb #8589fd9e
-def _hold(out, args):
-    "Take the lock of `out`, made if need be: the lock and the folders that were made; `None` if it is not for this run after all"
-    made = [o for o in (out, *out.parents) if not os.path.exists(o)]
-    try: (out/'checkpoints').mkdir(parents=True, exist_ok=True)
+def _hold(out, args, made, held):
+    "Take the lock of `out`, made if need be; `False` if it is not for this run after all. What is made and locked is noted in two lists"
+    folder = out/'checkpoints'
+    made += [o for o in (folder/'lock', folder, out, *out.parents) if not os.path.lexists(o)] # before it is made
+    try: folder.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise BadArgument(f"--out {out}: cannot be made ({e.strerror}); give another --out") from None
-    lock = lock_folder(out/'checkpoints')
-    if _ours(out, args): return lock,made
-    unlock_folder(lock)
+    with suppress(FolderInUse):
+        held.append(lock_folder(folder))
+        if _ours(out, args): return True
+        unlock_folder(held[0])
+    made.clear() # another run's
+    held.clear()
+    return False
 
 def _ours(out, args):
     "Under the lock: is `out` this run's, or nobody's?"
@@ -108,29 +113,26 @@ def _ours(out, args):
     if there is None: return [o.name for o in out.iterdir()]==['checkpoints']
     return differing_argument(there, args) is None and (args['resume'] or not is_finished(out, args['compare']))
 
-def _take(args, name):
-    "The folder for a run, its lock, and the folders that were made for it"
+def _take(args, name, made, held):
+    "The folder for a run, held as `_hold` says"
     if args['out'] is not None:
         out = tidy_path(args['out'])
         if (no := _objection(out, args)): raise BadArgument(f"--out {out}: {no}")
         _check_writable(out)
-        try: held = _hold(out, args)
-        except FolderInUse: held = None
-        if held is None: raise BadArgument(f"--out {out}: another process trains into it; wait for it, or give another --out")
-        return out,*held
+        if _hold(out, args, made, held): return out
+        raise BadArgument(f"--out {out}: another process trains into it; wait for it, or give another --out")
     _check_writable(Path('runs'))
     for out in (Path('runs')/(name if i==1 else f'{name}-{i}') for i in count(1)):
         if out.is_symlink() or (os.path.lexists(out) and (_objection(out, args) or read_args(out) is None)): continue
-        try: held = _hold(out, args)
-        except FolderInUse: continue
-        if held is not None: return out,*held
+        if _hold(out, args, made, held): return out
 
 # %% ../nbs/command/02_runs.ipynb #b8f3b5eb
 def _clear(out, made):
-    "Empty `out`, and remove the folders that were made for it"
-    for o in out.iterdir(): shutil.rmtree(o) if o.is_dir() and not o.is_symlink() else o.unlink()
+    "Empty the folder `out` of a new run, if there is one and no epoch of it is done; remove what was made for it and is empty"
+    if out and not any(out.glob('checkpoints/run/epoch_*[1-9]*.pth')):
+        for o in out.iterdir(): shutil.rmtree(o) if o.is_dir() and not o.is_symlink() else o.unlink()
     for o in made:
-        if not any(o.iterdir()): o.rmdir()
+        with suppress(OSError): o.unlink() if o.name=='lock' else o.rmdir()
 
 @contextmanager
 def run_folder(
@@ -138,12 +140,14 @@ def run_folder(
     name:str, # Of the data
 )->Iterator[tuple[Path,bool]]: # The folder, and whether this run is finished in it; raises `BadArgument` if it cannot be used
     "The folder of a run, held for this process; a run without one epoch leaves nothing behind"
-    out,lock,made = _take(args, name)
-    new,ended = read_args(out) is None,False
+    made,held,new,ended = [],[],None,False
     try:
-        if new: write_whole(out/'args.json', lambda o: o.write_text(json.dumps(args, indent=1)))
+        out = _take(args, name, made, held)
+        if read_args(out) is None:
+            new = out
+            write_whole(out/'args.json', lambda o: o.write_text(json.dumps(args, indent=1)))
         yield out,is_finished(out, args['compare'])
         ended = True
     finally:
-        unlock_folder(lock)
-        if new and not ended and not any(out.glob('checkpoints/run/epoch_*[1-9]*.pth')): _clear(out, made)
+        for o in held: unlock_folder(o)
+        if not ended: _clear(new, made)

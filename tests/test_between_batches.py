@@ -2,6 +2,7 @@
 import test_resume as runs
 from test_resume import *
 from fastai.callback.rnn import rnn_cbs
+from fastai.data.load import SkipItemException
 from fastai.text.models.awdlstm import AWD_LSTM, awd_lstm_lm_config
 from fastai.text.models.core import get_language_model
 from fastmix.checkpoint.winding import why_not_wound
@@ -140,6 +141,31 @@ def test_each_part_of_an_epoch_is_needed(tmp_path, what, monkeypatch):
     have = end(learn)
     assert {k for k in want if want[k]!=have[k]}
 
+class Spoil(Callback):
+    "A loss that is not finite in one batch, which is not stepped; stops in a later one"
+    run_valid,order = False,-50
+    def __init__(self, at, stop=None): store_attr()
+    def before_batch(self):
+        if self.learn.epoch==1 and self.learn.iter==self.at: self.learn.xb = (self.x+float('inf'),)
+    def before_step(self):
+        if self.learn.epoch==1 and self.learn.iter==self.at: raise CancelStepException
+    def after_batch(self):
+        if (self.learn.epoch,self.learn.iter)==(1,self.stop): raise KeyboardInterrupt
+
+def test_a_loss_that_was_not_finite_before(tmp_path):
+    "The run is interrupted after that batch, and continued after the next one: the warning counts all batches of the epoch"
+    def said(stop):
+        learn = learner(tmp_path, noise=False)
+        learn.model = nn.Sequential(nn.Flatten(), nn.Linear(64,10)) # no statistics of batches, which would stay NaN
+        with warnings.catch_warnings(record=True) as o,learn.no_bar(),learn.no_logging():
+            warnings.simplefilter('always')
+            try: learn.fit(3, 1e-3, cbs=[mix.MixUp(), Spoil(1, stop), Resume('run', ignore=Spoil, **each)])
+            except KeyboardInterrupt: pass
+        return [str(w.message) for w in o if 'not finite' in str(w.message)]
+    assert said(3)==[] and saved(tmp_path)[-1]=='epoch_0001_batch_000003.pth'
+    once, = said(None)
+    assert 'the loss of 1 of 5 mixed batches in epoch 1 is not finite, first in batch 1 ' in once
+
 # --- asked to leave
 
 class SignalAt(Callback):
@@ -236,6 +262,54 @@ def test_a_loader_that_cannot_be_wound(tmp_path):
     stops_and_goes(tmp_path/'b', 'flat_cos', (1,3), n=2, make=own_rng)
 
 def own_rng_worker(path, **kw): return own_rng(path, workers=1, **kw)
+
+class Unreadable(Digits):
+    "Some items are left out, each time the same ones and others at random, after numbers were drawn for them"
+    def __getitem__(self, i):
+        res = super().__getitem__(i)
+        if i%9==4 or random.random()<.05: raise SkipItemException
+        return res
+
+class NoSecondBatch(Digits):
+    def __getitem__(self, i):
+        if 64<=i<128: raise SkipItemException
+        return super().__getitem__(i)
+
+def leaving_out(path, seed=1, workers=0, cls=Unreadable, **kw):
+    set_seed(seed)
+    dls = DataLoaders(DataLoader(cls(0,320,True), bs=64, shuffle=cls is Unreadable, num_workers=workers), DataLoader(Digits(1000,1200,False), bs=64))
+    return learner(path, seed, dls=dls, **kw)
+def without_second(path, **kw): return leaving_out(path, cls=NoSecondBatch, **kw)
+
+@pytest.mark.parametrize('workers', [0,1,2])
+def test_items_that_are_left_out(tmp_path, workers):
+    "What comes after the batches that were used begins later in the order than their number says"
+    stops_and_goes(tmp_path, 'one_cycle', *some, make=leaving_out, workers=workers)
+
+def test_a_worker_that_ends_early(tmp_path):
+    "Nobody knows who has made the last batch, so it is not saved after it"
+    stops_and_goes(tmp_path, 'one_cycle', (0,3), n=2, make=without_second, workers=2)
+    with pytest.raises(KeyboardInterrupt): fit('one_cycle', without_second(tmp_path/'a', workers=2), 2, resume(**each), Stop('before_validate', 1))
+    assert saved(tmp_path/'a')==['epoch_0001_batch_000002.pth','epoch_0001_batch_000003.pth']
+
+def test_left_out_and_other_workers(tmp_path):
+    "Each item once in the epoch that goes on with another number of workers; saved again when it has ended"
+    with pytest.raises(KeyboardInterrupt): fit('one_cycle', without_second(tmp_path, workers=2), 2, resume(**each), Stop('after_batch', 0, batch=2))
+    learn,seen = without_second(tmp_path),[]
+    class Look(Callback):
+        def before_batch(self): seen.append(self.yb[0].clone())
+    with pytest.raises(KeyboardInterrupt): fit('one_cycle', learn, 2, Resume('run', ignore=(Stop,Look), **each), Look(), Stop('before_validate', 0))
+    assert torch.cat(seen).tolist()==[learn.dls.train.dataset.y[i].item() for i in (*range(128, 192), *range(256, 320))]
+    assert saved(tmp_path)[-1]=='epoch_0000_batch_000002.pth'
+
+def test_a_look_at_the_loader_meanwhile(tmp_path):
+    "A callback that takes batches from the training loader in the middle of an epoch does not disturb the count"
+    class Looks(Callback):
+        run_valid = False
+        def after_batch(self):
+            if self.iter==1: self.dls.train.one_batch(); next(iter(self.dls.train))
+    def make(*args, **kw): return leaving_out(*args, **kw).add_cb(Looks())
+    stops_and_goes(tmp_path, 'one_cycle', (0,2), (0,3), n=2, make=make)
 
 @contextmanager
 def saying_nothing():

@@ -223,6 +223,34 @@ def test_nothing_is_left(here, error, out, monkeypatch):
         with run_folder({**args, 'out':out}, 'x') as (o,_): (o/'checkpoints'/'run').mkdir(); (o/'mixed.png').touch(); raise error
     assert everything(here)==before
 
+@pytest.mark.parametrize('out', [None, 'a/b', 'there', 'begun'])
+def test_ctrl_c_at_any_line(here, out):
+    "Until the run has its folder: nothing is left, no lock either, and what was there before stays"
+    import fastmix.checkpoint.files as files, fastmix.runs as runs
+    (here/'there').mkdir()
+    with run_folder({**args, 'out':'begun'}, 'x'): pass
+    before,left = everything(here),None
+    def at_line(frame, event, arg):
+        nonlocal left
+        if frame.f_code.co_filename not in (files.__file__,runs.__file__): return
+        if event=='line' and left is not None:
+            left -= 1
+            if left<0: left = None; raise KeyboardInterrupt
+        return at_line
+    for n in range(1000):
+        left,was,done = n,sys.gettrace(),False
+        try:
+            sys.settrace(at_line)
+            with run_folder({**args, 'out':out}, 'x'):
+                sys.settrace(was)
+                done,left = left is not None,None
+                raise KeyboardInterrupt
+        except KeyboardInterrupt: pass
+        finally: sys.settrace(was)
+        assert everything(here)==before and not files.locked_folders, n
+        if done: break
+    assert 30<n<999
+
 def left_at_once(p, here):
     "Interrupted: no traceback, the exit code of a signal, nothing left of a run without one epoch"
     p.send_signal(signal.SIGINT)

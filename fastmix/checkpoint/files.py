@@ -275,6 +275,7 @@ def lock_folder(
         locked_folders[key] = fd
         return key
     except BaseException:
+        locked_folders.pop(key, None)
         os.close(fd)
         raise
 
