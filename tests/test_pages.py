@@ -41,10 +41,12 @@ def test_colab(nb):
     found = [i for i,c in enumerate(load(nb)['cells']) if link in text(c['source'])]
     assert found and found[0]>0, f'{name(nb)}: no link to Colab below the title'
 
-@one(teaching)
+@one(notebooks())
 def test_pictures_are_described(nb):
+    "Each picture says what it shows: to those who see it in a caption, to those who do not in an alternative text"
     for c in cells(nb, 'code'):
-        if pictures(c) and 'hide' not in directives(c): assert len(directives(c).get('fig-alt', ''))>20, f'{name(nb)}, cell {c["id"]}: no fig-alt'
+        if not pictures(c) or 'hide' in directives(c): continue
+        for o in ('fig-alt','fig-cap'): assert len(directives(c).get(o, ''))>(20 if o=='fig-alt' else 4), f'{name(nb)}, cell {c["id"]}: no {o}'
 
 @one(teaching)
 def test_code_fits(nb):
