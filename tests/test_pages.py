@@ -57,6 +57,12 @@ def test_code_fits(nb):
         for l in lines: assert len(l)<=80, f'{name(nb)}, cell {c["id"]}: {len(l)} columns: {l}'
         assert len(lines)<=32, f'{name(nb)}, cell {c["id"]}: {len(lines)} lines'
 
+@one(notebooks())
+def test_code_in_the_prose_fits(nb):
+    "Fenced and indented lines in the prose have 80 columns too"
+    fenced = re.findall(r'^```\w*\n(.*?)^```', prose(nb), flags=re.M|re.S)
+    for l in '\n'.join(fenced).splitlines()+re.findall(r'^    (\S.*)', prose(nb), flags=re.M): assert len(l)<=80, f'{name(nb)}: {len(l)} columns: {l}'
+
 @one(teaching)
 def test_comments_stand_above(nb):
     for c in cells(nb, 'code'):
