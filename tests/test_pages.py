@@ -41,10 +41,12 @@ def test_colab(nb):
     found = [i for i,c in enumerate(load(nb)['cells']) if link in text(c['source'])]
     assert found and found[0]>0, f'{name(nb)}: no link to Colab below the title'
 
-@one(teaching)
+@one(notebooks())
 def test_pictures_are_described(nb):
+    "Each picture says what it shows: to those who see it in a caption, to those who do not in an alternative text"
     for c in cells(nb, 'code'):
-        if pictures(c) and 'hide' not in directives(c): assert len(directives(c).get('fig-alt', ''))>20, f'{name(nb)}, cell {c["id"]}: no fig-alt'
+        if not pictures(c) or 'hide' in directives(c): continue
+        for o in ('fig-alt','fig-cap'): assert len(directives(c).get(o, ''))>(20 if o=='fig-alt' else 4), f'{name(nb)}, cell {c["id"]}: no {o}'
 
 @one(teaching)
 def test_code_fits(nb):
@@ -54,6 +56,12 @@ def test_code_fits(nb):
         lines = [l for l in text(c['source']).splitlines() if not l.startswith('#|')]
         for l in lines: assert len(l)<=80, f'{name(nb)}, cell {c["id"]}: {len(l)} columns: {l}'
         assert len(lines)<=32, f'{name(nb)}, cell {c["id"]}: {len(lines)} lines'
+
+@one(notebooks())
+def test_code_in_the_prose_fits(nb):
+    "Fenced and indented lines in the prose have 80 columns too"
+    fenced = re.findall(r'^```\w*\n(.*?)^```', prose(nb), flags=re.M|re.S)
+    for l in '\n'.join(fenced).splitlines()+re.findall(r'^    (\S.*)', prose(nb), flags=re.M): assert len(l)<=80, f'{name(nb)}: {len(l)} columns: {l}'
 
 @one(teaching)
 def test_comments_stand_above(nb):
