@@ -137,7 +137,7 @@ def test_look_of_the_site():
     "Keys and rules without which a page was seen to break"
     q,css = ((nbs/o).read_text(encoding='utf-8') for o in ('_quarto.yml','styles.css'))
     for o in ('page-navigation: true', 'image: /card.png'): assert o in q
-    for o in ('.description code', '.cell-output-display pre', 'main li code', 'table:has(> colgroup)', '.nav-page-text', 'main pre:not(.sourceCode)'): assert o in css
+    for o in ('.description code', '.cell-output-display pre', 'main li code', 'table:has(> colgroup)', '.nav-page-text', 'main pre:not(.sourceCode)', 'th, figcaption) code'): assert o in css
 
 def test_points_in_the_notebook():
     "The points of tutorial 03, which ship with it so that they are drawn anywhere, are those of the result file: `python bench/cards.py --points` writes them"
