@@ -51,16 +51,17 @@ def effect_rows(method, epochs=80, t=None):
     tested = {(o['data']) for o in res if o['measured on']=='test'}
     return [o for o in res if o['measured on']=='test' or o['data'] not in tested]
 
-def _markdown(rows, none):
+def _markdown(rows, none, widths=None):
+    "A table, or the words `none`; `widths`: of the columns, where lines are so long that pandoc shares the page out by the dashes"
     if not rows: return none
     df = pd.DataFrame(rows)
-    lines = ['| '+' | '.join(df.columns)+' |', '|'+'---|'*len(df.columns)]
+    lines = ['| '+' | '.join(df.columns)+' |', '|'+''.join('-'*w+'|' for w in widths or [3]*len(df.columns))]
     return '\n'.join(lines+['| '+' | '.join(map(str, r))+' |' for r in df.itertuples(index=False)])
 
 def effect(method):
     "The table of a card: the difference from no mixing after 80 epochs"
     from IPython.display import Markdown
-    return Markdown(_markdown(effect_rows(method), f'No run of `{method}` alone stands in the result files yet.'))
+    return Markdown(_markdown(effect_rows(method), f'No run of `{method}` alone stands in the result files yet.', (24,10,12,16,7,31)))
 
 def cost_rows(method):
     "Times of mixing a batch: multiples of `x.clone()` on a CPU, µs on a GPU; a row for each mode and device, a column for each batch"

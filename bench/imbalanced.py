@@ -86,6 +86,7 @@ def plot_recall(rows):
     m,s = (100*o().loc[names].set_axis(['two rare digits','other eight'], axis=1) for o in (g.mean,g.sem))
     ax = m.plot.barh(xerr=s.fillna(0.), figsize=(7,2.8), capsize=2)
     ax.set(xlabel='recall, %', ylabel=None); ax.invert_yaxis()
+    ax.legend(loc='lower center', bbox_to_anchor=(.5,1), ncol=2, frameon=False)     # above: inside it would cover a bar
     return ax
 
 def main():

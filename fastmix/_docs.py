@@ -26,6 +26,18 @@ def drop_foreign_links(cell):
     "An nbdev `doc_procs` processor: \"fastai's `MixUp`\" is not ours, so it leads to no page of ours"
     if cell['cell_type']=='markdown': cell['source'] = _FOREIGN.sub(lambda m: m[1]+m['name'] if 'fastmix' in m[0] else m[0], cell['source'])
 
+def drop_main(cell):
+    "An nbdev `doc_procs` processor: a type that a page itself defines is called by its name in a signature, and not `__main__.Plan`"
+    for data in (o.get('data', {}) for o in cell.get('outputs', [])):
+        if 'text/markdown' in data: data['text/markdown'] = [_text(data['text/markdown']).replace('__main__.', '')]
+
+class drop_twins:
+    "An nbdev `doc_procs` processor: what a page shows under a name of its choice, as `EMA.averaged`, is not shown as `averaged` too"
+    def __init__(self, nb): self.nb = nb
+    def begin(self):
+        named = {m[1] for c in self.nb.cells if (m := re.search(r'^show_doc\(([\w.]+), name=', c['source'], flags=re.M))}
+        self.nb.cells = [c for c in self.nb.cells if not c['source'].endswith(tuple(f'show_doc({o})' for o in named))]
+
 class fold_solutions:
     "An nbdev `doc_procs` processor: a code cell with `#| solution: N` stands in a folded box, its output too"
     def __init__(self, nb): self.nb = nb

@@ -90,6 +90,7 @@ _NEUTRAL = dict(prob=1., strength=1., start=0., fade=0., curve=SchedLin)
 
 @patch
 def __repr__(self:MixSchedule):
+    "The call that makes it"
     args = {k:getattr(self, k) for k in inspect.signature(type(self)).parameters}
     return f"{type(self).__name__}({', '.join(f'{k}={_as_written(v)}' for k,v in args.items() if _NEUTRAL.get(k)!=v)})"
 

@@ -5,7 +5,7 @@ from house import directives, load, name, nbs, notebooks, package, root, text
 
 tutorials = [o for o in notebooks() if o.parent.name=='tutorials']
 cards = [o for o in notebooks() if o.parent.name=='cards']
-teaching = tutorials+cards+[nbs/'glossary.ipynb', nbs/'index.ipynb']
+teaching = tutorials+cards+[nbs/o for o in ('glossary.ipynb', 'index.ipynb', 'kinds.ipynb')]
 one = lambda pages: pytest.mark.parametrize('nb', pages, ids=name)
 
 def cells(nb, kind): return [c for c in load(nb)['cells'] if c['cell_type']==kind]
@@ -63,6 +63,12 @@ def test_code_in_the_prose_fits(nb):
     fenced = re.findall(r'^```\w*\n(.*?)^```', prose(nb), flags=re.M|re.S)
     for l in '\n'.join(fenced).splitlines()+re.findall(r'^    (\S.*)', prose(nb), flags=re.M): assert len(l)<=80, f'{name(nb)}: {len(l)} columns: {l}'
 
+def test_sentences_are_no_output():
+    "A sentence that is computed is Markdown: printed, its backticks and stars would be seen"
+    for nb in (nbs/'evidence.ipynb', *cards):
+        for c in cells(nb, 'code'):
+            if 'hide' not in directives(c): assert not any(o.get('name')=='stdout' and '`' in text(o['text']) for o in c.get('outputs', [])), f'{name(nb)}, cell {c["id"]}'
+
 @one(teaching)
 def test_comments_stand_above(nb):
     for c in cells(nb, 'code'):
@@ -101,6 +107,20 @@ def test_foreign_names_are_not_linked():
     drop_foreign_links(c)
     assert c['source'].startswith("fastai's own `MixUp`, ") and "our [`MixUp`](" in c['source'] and "fastai's [`Learner`](" in c['source']
 
+def test_types_have_plain_names():
+    from fastmix._docs import drop_main
+    c = dict(cell_type='code', outputs=[dict(data={'text/markdown':['def f(\n', '    mask:__main__.LazyMask\n', ')->__main__.Plan:']}), dict(text='__main__.x')])
+    drop_main(c)
+    assert ''.join(c['outputs'][0]['data']['text/markdown'])=='def f(\n    mask:LazyMask\n)->Plan:' and c['outputs'][1]['text']=='__main__.x'
+
+def test_nothing_is_shown_twice():
+    from fastcore.nbio import dict2nb, mk_cell
+    from fastmix._docs import drop_twins
+    sources = ['#| echo: false\nshow_doc(EMA.averaged)', "show_doc(EMA.averaged, name='EMA.averaged')", 'show_doc(EMA)']
+    nb = dict2nb(dict(cells=[mk_cell(o) for o in sources], metadata={}, nbformat=4, nbformat_minor=5))
+    drop_twins(nb).begin()
+    assert [c.source for c in nb.cells]==sources[1:]
+
 def test_solutions_are_folded():
     from fastcore.nbio import dict2nb, mk_cell
     from fastmix._docs import fold_solutions
@@ -117,7 +137,7 @@ def test_look_of_the_site():
     "Keys and rules without which a page was seen to break"
     q,css = ((nbs/o).read_text(encoding='utf-8') for o in ('_quarto.yml','styles.css'))
     for o in ('page-navigation: true', 'image: /card.png'): assert o in q
-    for o in ('.description code', '.cell-output-display pre', 'main li code'): assert o in css
+    for o in ('.description code', '.cell-output-display pre', 'main li code', 'table:has(> colgroup)', '.nav-page-text', 'main pre:not(.sourceCode)', 'th, figcaption) code'): assert o in css
 
 def test_points_in_the_notebook():
     "The points of tutorial 03, which ship with it so that they are drawn anywhere, are those of the result file: `python bench/cards.py --points` writes them"
