@@ -32,7 +32,7 @@ from .checkpoint.parts import check_batches, describe, loaders_of, named_callbac
 from .checkpoint.serialize import from_plain, own_copies, to_plain
 from .checkpoint.state import (attrs_at_start, draw_state, epoch_state, global_state, late_objects, not_restored, rank_state,
     set_draw_state, set_epoch_state, set_global_state, set_rank_state, set_weights)
-from .checkpoint.winding import LeftOut, batches_from, epoch_seed, why_not_wound
+from .checkpoint.winding import batches_from, epoch_seed, why_not_wound
 from .rank import all_gather, on_rank_zero, rank, world_size
 
 # %% ../nbs/runs/08_resume.ipynb #38f71d55
@@ -186,8 +186,8 @@ def run_batches(self:Resume,
     if not (self._active and learn.training and (self.between_batches or saved)): return all_batches(learn)
     if saved: set_draw_state(learn, saved['own'][rank()]['start'], self.apart)
     self._middle,self._start_of_epoch,self._met_at = None,draw_state(learn, self.apart),time.monotonic()
-    self._left_out = LeftOut(saved and saved['own'][rank()].get('left out'))
     learn.n_iter,first = len(learn.dl),saved['batch'] if saved else 0
+    self._left_out = torch.zeros(1, dtype=torch.bool).share_memory_()
     with batches_from(learn.dl, first, epoch_seed(learn.dl), partial(self._put_back, saved), self._left_out) as batches:
         for i,b in enumerate(batches, first):
             learn.one_batch(i, b)
@@ -208,9 +208,14 @@ def _between(self:Resume, batch):
         parts.append('validation' if 'validation' in self._limit.longest else 'a guess')
         self._limit.note('a guess', took*len(learn.dls.loaders[-1]))
     if not self._agree(self._time_to_save(), parts, partial(self._meeting.gather, learn.train_iter)): return
-    if not all(all_gather(self._left_out.so_far(batch) is not None)): return # the next batch, or the end of the epoch
+    if any(all_gather(self._left_out.item())): return self._cannot_say_where()
     self._save(learn.epoch, batch, must=True)
     if self._asked: self._leave(learn.epoch, batch)
+
+@patch
+def _cannot_say_where(self:Resume):
+    if not rank(): warnings.warn(f"Resume('{self.run_name}') saves at the end of this epoch, and not in the middle: its loader has left out items "
+                                 "(SkipItemException), so the number of batches no longer says where it is")
 
 @patch
 def _leave(self:Resume, done, batch=0):
@@ -458,7 +463,7 @@ def _save(self:Resume, done, batch=0, ended='', must=False):
     with self._limit.noting('copy') if later else self._limit.noting('save'), own_copies() if later else nullcontext():
         settings = self._unchanged()
         own = rank_state(learn, settings, self.apart)
-        if batch: own.update({'in epoch':epoch_state(learn), 'start':self._start_of_epoch, 'left out':self._left_out.so_far(batch)})
+        if batch: own.update({'in epoch':epoch_state(learn), 'start':self._start_of_epoch})
         run = {**self._run, 'callbacks':{k:settings[k] for k in self._run['callbacks'] if k in settings}}
         on_rank_zero(self._write, done, batch, ended, all_gather(own), run, later)
     self._saved_at = time.monotonic()
