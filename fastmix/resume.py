@@ -224,8 +224,9 @@ def _between(self:Resume, batch):
 
 @patch
 def _cannot_say_where(self:Resume):
-    if not rank(): warnings.warn(f"Resume('{self.run_name}') saves at the end of this epoch, and not in the middle: its loader has left out items "
-                                 "(SkipItemException), so the number of batches no longer says where it is")
+    if rank(): return
+    warnings.warn(f"Resume('{self.run_name}') saves at the end of this epoch, and not in the middle: its loader has left out items "
+                  "(SkipItemException), so the number of batches no longer says where it is")
 
 @patch
 def _leave(self:Resume, done, batch=0):

@@ -87,6 +87,14 @@ def test_items_that_are_left_out(tmp_path, workers):
     have = end(learn)
     assert {k for k in want if want[k]!=have[k]}==set()
 
+def test_a_loader_that_is_made_meanwhile(tmp_path):
+    "From the one that trains, for other data: it loads those"
+    learn,few = learner(tmp_path),Digits(1000,1004,False)
+    class Looks(Callback):
+        def after_batch(self): self.learn.seen = self.dls.train.new(dataset=few, bs=4, shuffle=False).one_batch()[1]
+    fit('one_cycle', learn, 1, resume(**each), Looks())
+    assert learn.seen.tolist()==[int(few[i][1]) for i in range(4)]
+
 def recurrent(path, seed=1, **kw):
     "A language model that carries its state from one text to the next"
     learn = language_model(path, seed, **kw)
