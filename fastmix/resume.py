@@ -73,7 +73,7 @@ class Resume(Callback):
         _check_resume(every_min, max_minutes, resume, keep, ignore)
         fastmix.patches.keep_patches() # another library may have replaced the loop over the epochs since
         self.run_name,self.every_min,self.max_minutes,self.how,self.keep,self.ignore = str(name),every_min,max_minutes,resume,keep,ignore
-        self._active,self._asked,self._lock,self._history,self._middle = False,0,None,None,None
+        self._active,self._asked,self._lock,self._history,self._middle,self._before_validation = False,0,None,None,None,None
         self._writing = BackgroundWrite()
         self.between_batches,self.paused = False,False # is it saved there; and did the last fit end before the run was done?
 
@@ -120,7 +120,7 @@ def run_epochs(self:Resume)->None:
 def _end(self:Resume):
     with suppress(Exception): self._writing.wait() # an error of a checkpoint has been told, or the fit has ended with another
     if self._lock: unlock_folder(self._lock)
-    self._lock,self._active,self._history,self._middle = None,False,None,None
+    self._lock,self._active,self._history,self._middle,self._before_validation,self._shared = None,False,None,None,None,None
     self._asked = 0 # here and not when a fit begins: what was asked for before counts
 
 @patch
@@ -144,6 +144,7 @@ def _one_epoch(self:Resume, epoch):
     learn = self.learn
     learn.epoch,self._epoch_done = epoch,False
     self._run_epoch()
+    self._before_validation = self._shared = None
     self._limit.note('validation', time.monotonic()-self._trained_at)
     self._history.add()
     self._save(epoch+1)
@@ -183,27 +184,36 @@ def run_batches(self:Resume,
 )->None:
     "fastai's loop over the batches; in training, if a run is saved between two, from the first that is not done yet"
     learn,saved = self.learn,self._middle
+    if self._before_validation and not learn.training and learn.dl is learn.dls.valid: return self._run_validation()
     if not (self._active and learn.training and (self.between_batches or saved)): return all_batches(learn)
     if saved: set_draw_state(learn, saved['own'][rank()]['start'], self.apart)
     self._middle,self._start_of_epoch,self._met_at = None,draw_state(learn, self.apart),time.monotonic()
-    learn.n_iter,first = len(learn.dl),saved['batch'] if saved else 0
     self._left_out = torch.zeros(1, dtype=torch.bool).share_memory_()
-    with batches_from(learn.dl, first, epoch_seed(learn.dl), partial(self._put_back, saved), self._left_out) as batches:
-        for i,b in enumerate(batches, first):
-            learn.one_batch(i, b)
-            if self.between_batches: self._between(i+1)
+    learn.n_iter,done = len(learn.dl),saved['batch'] if saved else 0
+    with batches_from(learn.dl, done, epoch_seed(learn.dl), partial(self._put_back, saved), self._left_out) as batches:
+        for b in batches:
+            learn.one_batch(done, b)
+            done += 1
+            if self.between_batches: self._between(done)
     on_rank_zero(self._writing.wait) # before others fork: workers of the validation set
+    if self.between_batches: self._keep(done)
     self._trained_at = time.monotonic()
 
 # %% ../nbs/runs/08_resume.ipynb #8999d9cb
+@patch
+def _took(self:Resume):
+    "Note how long it took from one moment at which the run can end to the next"
+    now = time.monotonic()
+    took,self._met_at = now-self._met_at,now
+    self._limit.note('batch', took)
+    return took
+
 @patch
 def _between(self:Resume, batch):
     "After `batch` batches of an epoch: save and end, if it is time to"
     learn = self.learn
     if not self._meeting.is_now(learn.train_iter): return
-    now = time.monotonic()
-    parts,took,self._met_at = ['batch'],now-self._met_at,now
-    self._limit.note('batch', took)
+    parts,took = ['batch'],self._took()
     if batch==learn.n_iter:
         parts.append('validation' if 'validation' in self._limit.longest else 'a guess')
         self._limit.note('a guess', took*len(learn.dls.loaders[-1]))
@@ -214,8 +224,9 @@ def _between(self:Resume, batch):
 
 @patch
 def _cannot_say_where(self:Resume):
-    if not rank(): warnings.warn(f"Resume('{self.run_name}') saves at the end of this epoch, and not in the middle: its loader has left out items "
-                                 "(SkipItemException), so the number of batches no longer says where it is")
+    if rank(): return
+    warnings.warn(f"Resume('{self.run_name}') saves at the end of this epoch, and not in the middle: its loader has left out items "
+                  "(SkipItemException), so the number of batches no longer says where it is")
 
 @patch
 def _leave(self:Resume, done, batch=0):
@@ -227,6 +238,28 @@ def _leave(self:Resume, done, batch=0):
         raise CancelFitException()
     self._tell(f'{signal.Signals(self._asked).name}: saved after {where}')
     raise SystemExit(128+self._asked)
+
+# %% ../nbs/runs/08_resume.ipynb #0c8471f3
+@patch
+def _keep(self:Resume, batch):
+    "Copy what the run is like before validation"
+    if any(all_gather(self._left_out.item())): return
+    with self._limit.noting('copy'),own_copies(): self._before_validation = batch,self._take(self.learn.epoch, batch)
+
+@patch
+def _run_validation(self:Resume):
+    "fastai's loop over the batches of the validation set, which ends when the run is to end"
+    learn,((batch,own),self._before_validation) = self.learn,(self._before_validation,None)
+    learn.n_iter,meeting,self._met_at = len(learn.dl),Meeting(self._meeting.seconds),time.monotonic()
+    last = learn.n_iter if len(set(all_gather(learn.n_iter)))==1 else 0
+    for i,b in enumerate(learn.dl, 1):
+        learn.one_batch(i-1, b)
+        if i>=last or not meeting.is_now(i): continue
+        self._took()
+        if self._agree(False, ['batch'], partial(meeting.gather, i)):
+            self._put(own)
+            self._warn(late_objects(learn, self._at_start, self.apart))
+            self._leave(learn.epoch, batch)
 
 # %% ../nbs/runs/08_resume.ipynb #73dbee23
 class OtherRun(ValueError): "A checkpoint is of another run than the one that is to continue"
@@ -461,20 +494,37 @@ def _save(self:Resume, done, batch=0, ended='', must=False):
     on_rank_zero(self._writing.wait)
     later = bool(batch and self.every_min and not self._asked) # written while training goes on
     with self._limit.noting('copy') if later else self._limit.noting('save'), own_copies() if later else nullcontext():
-        settings = self._unchanged()
-        own = rank_state(learn, settings, self.apart)
-        if batch: own.update({'in epoch':epoch_state(learn), 'start':self._start_of_epoch})
-        run = {**self._run, 'callbacks':{k:settings[k] for k in self._run['callbacks'] if k in settings}}
-        on_rank_zero(self._write, done, batch, ended, all_gather(own), run, later)
-    self._saved_at = time.monotonic()
+        self._put(self._take(done, batch, ended), later)
     self._warn(late_objects(learn, self._at_start, self.apart) if done or batch else not_restored(learn, self.apart))
 
 @patch
-def _write(self:Resume, done, batch, ended, own, run, later):
-    h,path = self._history,checkpoint_file(self._folder, done, batch)
-    state = dict(format=_FORMAT, done=done, batch=batch, ended=ended, cycle=self._cycle, run=to_plain(run),
-                 environment=self._environment(), own=own, rows=to_plain(h.rows), offsets=to_plain(h.offsets),
-                 columns=list(self.learn.recorder.metric_names), shared=global_state(self.learn))
+def _take(self:Resume, done, batch=0, ended=''):
+    "What is this process's own in a checkpoint; what all have in common is taken too, by the first process"
+    settings = self._unchanged()
+    own = rank_state(self.learn, settings, self.apart)
+    if batch: own.update({'in epoch':epoch_state(self.learn), 'start':self._start_of_epoch})
+    run = {**self._run, 'callbacks':{k:settings[k] for k in self._run['callbacks'] if k in settings}}
+    on_rank_zero(self._take_shared, done, batch, ended, run)
+    return own
+
+@patch
+def _take_shared(self:Resume, done, batch, ended, run):
+    h = self._history
+    self._shared = dict(format=_FORMAT, done=done, batch=batch, ended=ended, cycle=self._cycle, run=to_plain(run),
+                        environment=self._environment(), rows=to_plain(h.rows), offsets=to_plain(h.offsets),
+                        columns=list(self.learn.recorder.metric_names), shared=global_state(self.learn))
+
+# %% ../nbs/runs/08_resume.ipynb #5313c296
+@patch
+def _put(self:Resume, own, later=False):
+    "Write what was taken; `later`: while training goes on"
+    on_rank_zero(self._write, all_gather(own), later)
+    self._saved_at = time.monotonic()
+
+@patch
+def _write(self:Resume, own, later):
+    state,self._shared = {**self._shared, 'own':own},None
+    path = checkpoint_file(self._folder, state['done'], state['batch'])
     if later: self._writing.start(self._write_file, path, state)
     else: self._write_file(path, state)
 

@@ -47,15 +47,18 @@ def paused(path):
 def between(): return Resume('run', every_min=0, ignore=(Stop,SignalAt))
 
 class SignalAt(Callback):
-    "The last rank gets a signal"
+    "The last rank gets a signal, in training or in validation"
+    def __init__(self, train=True): self.train = train
     def after_batch(self):
-        if rank and self.training and self.epoch==1 and self.iter==1: os.kill(os.getpid(), signal.SIGTERM)
+        if rank and self.training==self.train and self.epoch==1 and self.iter==self.train: os.kill(os.getpid(), signal.SIGTERM)
 
 def signalled(path):
     "All ranks end after the same batch, and each says so to the shell"
-    try: fit(path, SignalAt(), between())
-    except SystemExit as e: code = e.code
-    return dict(code=code, **fit(path, between(), seed=5))
+    codes = []
+    for train in (True,False):
+        try: fit(path, SignalAt(train), between(), seed=1 if train else 3)
+        except SystemExit as e: codes.append((e.code,sorted(f.name for f in (path/'models/run').glob('*.pth'))[-1]))
+    return dict(codes=codes, **fit(path, between(), seed=5))
 
 def killed(path): fit(path, Stop('after_batch', 2, batch=1, ex=lambda: os.kill(os.getpid(), signal.SIGKILL)), between())
 def continued(path): return fit(path.with_name('killed'), between(), seed=7)

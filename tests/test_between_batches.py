@@ -87,6 +87,14 @@ def test_items_that_are_left_out(tmp_path, workers):
     have = end(learn)
     assert {k for k in want if want[k]!=have[k]}==set()
 
+def test_a_loader_that_is_made_meanwhile(tmp_path):
+    "From the one that trains, for other data: it loads those"
+    learn,few = learner(tmp_path),Digits(1000,1004,False)
+    class Looks(Callback):
+        def after_batch(self): self.learn.seen = self.dls.train.new(dataset=few, bs=4, shuffle=False).one_batch()[1]
+    fit('one_cycle', learn, 1, resume(**each), Looks())
+    assert learn.seen.tolist()==[int(few[i][1]) for i in range(4)]
+
 def recurrent(path, seed=1, **kw):
     "A language model that carries its state from one text to the next"
     learn = language_model(path, seed, **kw)
@@ -205,9 +213,9 @@ def ignoring(**kw): return Resume('run', ignore=(Stop,SignalAt), **kw)
 @pytest.mark.every(2)
 @pytest.mark.parametrize('signum', [signal.SIGTERM,signal.SIGUSR1])
 def test_signals(tmp_path, signum):
-    "Saved after the batch, or after validation; one line says how to go on; then nothing handles the signal any more"
+    "Saved after the batch, or as it was before validation; one line says how to go on; then nothing handles the signal any more"
     want = reference(tmp_path, 'recursive', 3)
-    for train,file in ((True,'epoch_0001_batch_000003.pth'),(False,'epoch_0002.pth')):
+    for train,file in ((True,'epoch_0001_batch_000003.pth'),(False,'epoch_0001_batch_000005.pth')):
         out,learn = io.StringIO(),learner(tmp_path/'run', seed=1 if train else 9)
         with pytest.raises(SystemExit) as e,redirect_stdout(out),learn.no_bar(),learn.no_logging():
             recipes['recursive'](learn, 3, [ignoring(every_min=1000), SignalAt(1, 2 if train else 0, signum, train)])
@@ -217,6 +225,55 @@ def test_signals(tmp_path, signum):
     learn = learner(tmp_path/'run', seed=9)
     fit('recursive', learn, 3, ignoring(every_min=1000))
     assert end(learn)==want
+
+class InValidation(Callback):
+    "Has the run end in the first validation batch, or a later one; half way, everything looks different"
+    def __init__(self, epoch, batch=0, how='pause'): self.at,self.how = (epoch,batch),how
+    def before_validate(self):
+        self.was = deepcopy(self.learn.model.state_dict())
+        for p in self.learn.model.parameters(): p.data.mul_(1.01)
+        random.random(),np.random.rand(),torch.rand(1)
+    def after_batch(self):
+        if self.learn.training or (self.learn.epoch,self.learn.iter)!=self.at: return
+        if self.how=='pause': self.learn.resume.pause()
+        else: self.learn.resume._limit.ends_at = 0.
+    def after_validate(self): self.learn.model.load_state_dict(self.was)
+
+@pytest.mark.parametrize('recipe,kw', [('recursive',{}), ('ema',{}), ('long',{}), ('early',{}), ('one_cycle',dict(workers=2)), ('accumulate',dict(make=train_metrics))], ids=str)
+def test_asked_to_end_in_validation(tmp_path, recipe, kw):
+    "At the next batch; what is saved is what the run was like before, and the same call validates first"
+    make,kw = kw.get('make', learner),{k:v for k,v in kw.items() if k!='make'}
+    def run(path, seed, at=(None,0), how='pause'):
+        learn,saver = make(path, seed=seed, **kw),Resume('run', every_min=1000, ignore=InValidation)
+        fit(recipe, learn, 3, InValidation(*at, how), saver)
+        return learn,saver
+    want = end(run(tmp_path/'whole', 1)[0])
+    stops = [((0,0),'pause','epoch_0000_batch_000005.pth'), ((0,1),'pause','epoch_0000_batch_000005.pth'),
+             ((1,1),'limit','epoch_0001_batch_000005.pth'), ((1,3),'pause','epoch_0002.pth')]
+    for i,(at,how,file) in enumerate(stops[2:] if recipe=='early' else stops): # when a fit ends SaveModelCallback wants a file, which the first epoch writes
+        learn,saver = run(tmp_path/'run', 9 if i else 1, at, how)
+        assert saver.paused and saved(tmp_path/'run')[-1]==file
+    learn,saver = run(tmp_path/'run', 9)
+    have = end(learn)
+    assert not saver.paused and {k for k in want if want[k]!=have[k]}==set()
+
+def test_another_validation_meanwhile(tmp_path):
+    "A callback that validates by itself does not end there"
+    class Validates(Callback):
+        order = 60 # after the recorder
+        def __init__(self, at): self.at = at
+        def after_epoch(self):
+            if self.learn.epoch==self.at: self.learn.resume.pause()
+            log = self.recorder.log.copy()
+            with self.learn.validation_context(inner=True): self.learn._do_epoch_validate()
+            self.recorder.log = log
+    def run(path, at):
+        learn,saver = learner(path),Resume('run', every_min=1000, ignore=Validates)
+        fit('flat_cos', learn, 3, Validates(at), saver)
+        return learn,saver
+    want = end(run(tmp_path/'whole', None)[0])
+    assert run(tmp_path/'run', 1)[1].paused and saved(tmp_path/'run')[-1]=='epoch_0002.pth'
+    assert end(run(tmp_path/'run', None)[0])==want
 
 @linux
 def test_a_signal_to_workers_too(tmp_path):
@@ -242,23 +299,27 @@ def test_signals_of_others(tmp_path, monkeypatch):
         finally: signal.signal(signal.SIGUSR1, before)
     assert got.count(signal.SIGUSR1)==1 and False not in got
 
-def slow_clock(monkeypatch, seconds):
-    now = [1e9]
-    monkeypatch.setattr(R.time, 'monotonic', lambda: now.__setitem__(0, now[0]+seconds) or now[0]) # each look at the clock takes that long
+class Clock(Callback):
+    "A clock that stands still but for batches, which take 3 s (in the second epoch 9 s in validation), and for writing, which takes 2 s"
+    def __init__(self, m):
+        self.now,write = 1e9,R.write_checkpoint
+        m.setattr(R.time, 'monotonic', lambda: self.now)
+        m.setattr(R, 'write_checkpoint', lambda *args: self.pass_by(2) or write(*args))
+    def pass_by(self, seconds): self.now += seconds
+    def after_batch(self): self.pass_by(9 if self.learn.epoch==1 and not self.learn.training else 3)
 
 def test_max_minutes(tmp_path, monkeypatch):
-    "Ends in time, as often as it takes, with time left to save and to validate"
-    want,n = reference(tmp_path, 'accumulate', 3),0
+    "Ends in time, as often as it takes, with time left to save; in validation too, if it takes longer than the one before"
+    want,n,ends = reference(tmp_path, 'accumulate', 3),0,[]
     while n<20:
-        learn,cb,n = learner(tmp_path/'run', seed=1 if not n else 9),resume(max_minutes=1.2),n+1
         with monkeypatch.context() as m:
-            slow_clock(m, 2)
-            start = R.time.monotonic()
-            out = fit('accumulate', learn, 3, cb)
-            took = R.time.monotonic()-start # two looks too many
+            clock = Clock(m)
+            learn,cb,start,n = learner(tmp_path/'run', seed=1 if not n else 9),Resume('run', max_minutes=.7, ignore=Clock),clock.now,n+1
+            out = fit('accumulate', learn, 3, cb, clock)
+        ends.append(saved(tmp_path/'run')[-1])
         if not cb.paused: break
-        assert took-4<=1.2*60 and 'pauses after' in out and 'the same call goes on' in out
-    assert n>2 and end(learn)==want
+        assert 30<=clock.now-start<=42 and 'pauses after' in out and 'the same call goes on' in out
+    assert 'epoch_0001_batch_000005.pth' in ends and end(learn)==want
 
 def test_max_minutes_needs_a_name(tmp_path):
     with pytest.raises(ValueError, match="max_minutes=5: .*save='run1'"): learner(tmp_path).fit_long(1, max_minutes=5)

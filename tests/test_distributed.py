@@ -55,9 +55,9 @@ def test_error_for_all(folder):
     for s in load(folder, 'no_folder'): assert "Resume('run') cannot write" in s
 
 def test_a_signal_to_one(folder):
-    "Saved and ended by all, after the same batch"
-    want = load(folder, 'undisturbed')
-    assert load(folder, 'signalled')==[dict(code=128+signal.SIGTERM, **o) for o in want]
+    "Saved and ended by all, after the same batch; in validation with what was before it"
+    codes = [[128+signal.SIGTERM,f'epoch_0001_batch_00000{i}.pth'] for i in (2,3)]
+    assert load(folder, 'signalled')==[dict(codes=codes, **o) for o in load(folder, 'undisturbed')]
 
 def test_other_number(folder):
     "What two have saved is refused to one, with a remedy, which works"

@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable,Iterator
 from contextlib import contextmanager,nullcontext
 from functools import partial
+from types import MethodType
 
 import numpy as np
 import torch
@@ -56,11 +57,22 @@ def _indices(dl, first, seed):
         if info is not None and not j%bs: _start_batch(seed, first + j//bs*info.num_workers + info.id)
         yield o
 
+# %% ../../nbs/runs/06_winding.ipynb #fe852704
+def _loaders_in(dl):
+    "fastai's loader for several processes, and the one that it stands for"
+    return [dl, *([vars(dl)['dl']] if 'dl' in vars(dl) else [])]
+
 def _noted(do_item, left_out, s):
     o = do_item(s)
     if o is None: left_out.fill_(True)
     return o
 
+_LENT = 'sample','do_item'
+def _new(dl, own, *args, **kwargs):
+    was = {k:own.get(k, MethodType(getattr(type(dl), k), dl)) for k in _LENT}
+    with _lent(dl, **was): return type(dl).new(dl, *args, **kwargs)
+
+# %% ../../nbs/runs/06_winding.ipynb #6dccebe7
 @contextmanager
 def _fastai_batches(dl, first, seed, ready, left_out):
     whole,own = dl.get_idxs,vars(dl).get('get_idxs')
@@ -74,12 +86,12 @@ def _fastai_batches(dl, first, seed, ready, left_out):
         return idxs
     middle = dict(get_idxs=rest) if first else {}
     elsewhere = _lent(dl.fake_l, generator=torch.Generator()) if first else nullcontext()
-    inner = _loaders_in(dl)[-1]
+    inner,new = _loaders_in(dl)[-1],partial(_new, dl, {k:vars(dl)[k] for k in _LENT if k in vars(dl)})
     def batches():
         for b in dl:
             vars(dl.fake_l).pop('generator', None) # the seed is drawn
             yield b
-    with _lent(dl, sample=partial(_indices, dl, first, seed), **middle), elsewhere:
+    with _lent(dl, new=new, sample=partial(_indices, dl, first, seed), **middle), elsewhere:
         with _lent(inner, do_item=partial(_noted, inner.do_item, left_out)): yield batches()
 
 # %% ../../nbs/runs/06_winding.ipynb #6980057f
@@ -133,7 +145,8 @@ def batches_from(
 )->Iterator[Iterator]: # Of batches
     "The batches of an epoch from number `first` on; in workers, what is drawn for a batch depends on `seed` and its number"
     if left_out is None: left_out = torch.zeros(1, dtype=torch.bool)
-    with _fastai_batches(dl, first, seed, ready, left_out) if isinstance(dl, DataLoader) else _torch_batches(dl, first, seed, ready) as it: yield it
+    fastais = isinstance(dl, DataLoader)
+    with _fastai_batches(dl, first, seed, ready, left_out) if fastais else _torch_batches(dl, first, seed, ready) as it: yield it
 
 # %% ../../nbs/runs/06_winding.ipynb #d3264a28
 _SAMPLERS = (torch_data.RandomSampler, torch_data.SequentialSampler, torch_data.SubsetRandomSampler, torch_data.WeightedRandomSampler,
@@ -142,10 +155,6 @@ _SAMPLERS = (torch_data.RandomSampler, torch_data.SequentialSampler, torch_data.
 def _own_way(dl, names, package):
     "The first method of `dl` that is not `package`'s"
     return next((k for k in names if k in vars(dl) or not getattr(type(dl), k).__module__.startswith(package+'.')), None)
-
-def _loaders_in(dl):
-    "fastai's loader for several processes, and the one that it stands for"
-    return [dl, *([vars(dl)['dl']] if 'dl' in vars(dl) else [])]
 
 def _why_not_fastai(dl):
     inner = _loaders_in(dl)[-1]
