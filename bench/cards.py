@@ -89,7 +89,7 @@ def three_speeds(shape='(64,3,224,224) float32'):
     def cell(kind, *whos): return next((f'{found[k]:.1f}' for k in ((kind,w) for w in whos) if k in found), '–')
     kinds = 'MixUp batch','CutMix batch','CutMix elem'
     return Markdown(_markdown([{'mix':f"{k.split()[0]}, a draw for each {dict(batch='batch', elem='sample')[k.split()[1]]}", 'fastmix':cell(k, 'fastmix'),
-        'torchvision':cell(k, 'torchvision'), 'fastmix, in place':cell(k+', in place', 'fastmix'), 'timm, in place':cell(k+', in place', 'timm')} for k in kinds], ''))
+        'torchvision':cell(k, 'torchvision'), 'timm, which overwrites the batch':cell(k+', in place', 'timm')} for k in kinds], ''))
 
 def photos(size=112):
     "Six pieces of scikit-learn's two sample photos (CC BY 2.0), (6,3,size,size) uint8, and their names"
