@@ -239,10 +239,10 @@ class InValidation(Callback):
         else: self.learn.resume._limit.ends_at = 0.
     def after_validate(self): self.learn.model.load_state_dict(self.was)
 
-@pytest.mark.parametrize('recipe,kw', [('recursive',{}), ('ema',{}), ('long',{}), ('early',{}), ('one_cycle',dict(workers=2)), ('accumulate',dict(make=train_metrics))], ids=str)
-def test_asked_to_end_in_validation(tmp_path, recipe, kw):
+@pytest.mark.parametrize('recipe,make,kw', [('recursive',learner,{}), ('ema',learner,{}), ('long',learner,{}), ('early',learner,{}), ('one_cycle',learner,dict(workers=2)),
+                                            ('accumulate',train_metrics,{})])
+def test_asked_to_end_in_validation(tmp_path, recipe, make, kw):
     "At the next batch; what is saved is what the run was like before, and the same call validates first"
-    make,kw = kw.get('make', learner),{k:v for k,v in kw.items() if k!='make'}
     def run(path, seed, at=(None,0), how='pause'):
         learn,saver = make(path, seed=seed, **kw),Resume('run', every_min=1000, ignore=InValidation)
         fit(recipe, learn, 3, InValidation(*at, how), saver)
