@@ -8,8 +8,11 @@ test images. Each finished run is a line of JSON in `--out`, and is not made aga
 
 `--device cuda` trains on an accelerator: the pictures lie there as bytes and are cropped there, `--workers` runs share the card, and `--until 800`
 starts nothing that would not be done in 800 seconds. `--device cpu` is the same path on the CPU; without `--device` the CPU loads each picture by itself,
-as `fastmix-train` does."""
-import argparse,functools,json,multiprocessing,os,signal,tempfile,time,warnings
+as `fastmix-train` does.
+
+Fine-tuning takes two commands: `--classes 0:5 --save-body FILE` trains on the first five classes and keeps all of the model but its last layer, and
+`--classes 5:10 --body FILE` begins with that on the others, with recipes such as `"mixup=fine_tune(n, lr, cbs=MixUp(.2))"`."""
+import argparse,functools,json,multiprocessing,os,re,signal,tempfile,time,warnings
 from concurrent.futures import FIRST_COMPLETED,ProcessPoolExecutor,wait
 from pathlib import Path
 
@@ -117,8 +120,10 @@ def learner(job, dls):
     "The learner of a job: model, optimizer, loss and precision, the same for every recipe"
     a = SimpleNamespace(**job)
     model = model_of(a.arch, dls.c, a.size)
+    if a.body: model[:-1].load_state_dict(torch.load(a.body, map_location='cpu', weights_only=True))
+    splitter = (lambda m: [params(m[:-1]), params(m[-1])]) if a.body else trainable_params
     loss = LabelSmoothingCrossEntropyFlat(eps=a.smoothing) if a.smoothing else CrossEntropyLossFlat()
-    learn = Learner(dls, model, loss, opt_func=OPTS[a.opt], metrics=accuracy, cbs=ChannelsLast() if a.device else None)
+    learn = Learner(dls, model, loss, opt_func=OPTS[a.opt], splitter=splitter, metrics=accuracy, cbs=ChannelsLast() if a.device else None)
     return learn.to_bf16() if a.bf16 else learn
 
 def card(model):
@@ -130,15 +135,16 @@ def one_run(job, parts):
     "Train once, test each of `parts`; returns the finished lines"
     t,a = time.time(),SimpleNamespace(**job)
     set_seed(a.seed, reproducible=a.device!='cuda')
-    data = OnDevice(a.path, a.device, a.train, parts[0]) if a.device else None
+    data = OnDevice(a.path, a.device, a.train, parts[0], a.classes) if a.device else None
     dls = data.dls(parts[0], a.bs, a.size, a.flip) if data else loaders(job, parts[0])
     learn = learner(job, dls)
     with learn.no_bar(), learn.no_logging(), learn.added_cbs(NoValid()):
         eval(f'learn.{a.call}', dict(globals(), learn=learn, n=a.epochs, lr=a.lr, wd=a.wd, fastai=fastai_mixup))
+    if a.save_body: torch.save(learn.model[:-1].state_dict(), a.save_body)
     tests = [dls.valid if not i else (data.dls(o, a.bs, a.size) if data else loaders(job, o)).valid for i,o in enumerate(parts)]
     with learn.no_bar(): preds = [learn.get_preds(dl=o) for o in tests]
     made = dict(card=card(learn.model), torch=torch.__version__, seconds=round(time.time()-t))
-    return [dict({k:v for k,v in job.items() if k!='path'}, part=o, **scores(*p), **made) for o,p in zip(parts, preds)]
+    return [dict({k:v for k,v in job.items() if k not in ('path','save_body')}, part=o, **scores(*p), **made) for o,p in zip(parts, preds)]
 
 def scores(p, y):
     "Accuracy, negative log-likelihood and calibration error of predicted probabilities"
@@ -198,6 +204,10 @@ def run_all(jobs, parts, out, workers, until=float('inf')):
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
+def part_of_classes(s):
+    if re.fullmatch(r'\d+:\d+', s): return s
+    raise argparse.ArgumentTypeError(f'{s!r}: write two whole numbers as 5:10, for the classes 5 to 9')
+
 def main(args=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('data', nargs='?', help='an .npz file or a folder')
@@ -216,6 +226,9 @@ def main(args=None):
     p.add_argument('--smoothing', type=float, default=0., help='label smoothing of the loss, in [0,1)')
     p.add_argument('--device', choices=['cpu','cuda'], help='pictures as bytes on this device, whole batches at a time')
     p.add_argument('--hold', type=int, help='side of the squares as which a folder is held there; without it 5/4 of --size')
+    p.add_argument('--classes', metavar='A:B', type=part_of_classes, help='only the classes A to B-1; needs --device')
+    p.add_argument('--body', metavar='FILE', help='begin with what --save-body kept; needs --device')
+    p.add_argument('--save-body', metavar='FILE', help='keep all of the trained model but its last layer; one run')
     p.add_argument('--float32', dest='bf16', action='store_false', help='no bfloat16 on an accelerator')
     p.add_argument('--workers', type=int, help='runs at a time; without it one a core, on an accelerator 8 at most')
     p.add_argument('--until', type=float, default=float('inf'), metavar='SECONDS', help='start nothing that would not be done by then')
@@ -231,7 +244,10 @@ def main(args=None):
             if not call and name not in RECIPES: p.error(f'--recipes {name}: unknown; one of {", ".join(RECIPES)}, or name=call')
             recipes[name] = call or RECIPES[name]
         if a.device=='cuda' and not torch.cuda.is_available(): p.error('--device cuda: PyTorch finds none here')
-        common = {k:vars(a)[k] for k in 'train bs lr wd arch size flip opt smoothing device'.split()}
+        if (a.classes or a.body) and not a.device: p.error('--classes and --body: only with --device')
+        if a.body and not Path(a.body).exists(): p.error(f'--body {a.body}: no such file; a run with --save-body makes it')
+        if a.save_body and len(recipes)*len(a.epochs)*len(a.seeds)>1: p.error(f'--save-body {a.save_body}: give one recipe, one length and one seed')
+        common = {k:vars(a)[k] for k in 'train bs lr wd arch size flip opt smoothing device classes body save_body'.split()}
         common.update(path=str(a.data), data=Path(a.data).stem, bf16=a.bf16 and a.device=='cuda')
         workers = a.workers or (min(8, os.cpu_count()) if a.device=='cuda' else os.cpu_count())
         with tempfile.TemporaryDirectory() as tmp:

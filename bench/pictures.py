@@ -58,6 +58,12 @@ def arrays(path):
     x = np.concatenate([d['x_train'],d['x_test']])
     return x if x.ndim==4 else x[...,None], np.array(d['y_train']),np.array(d['y_test'])
 
+def some_classes(x, y, y_test, classes):
+    "Of `arrays` those of the classes `'5:10'`, which become 0 to 4"
+    a,b = map(int, classes.split(':'))
+    train,test = ((a<=o)&(o<b) for o in (y,y_test))
+    return x[np.concatenate([train,test])],y[train]-a,y_test[test]-a
+
 # --- a batch on the device
 
 def take(x, y, idx):
@@ -123,8 +129,9 @@ def moments(x, idx, chunk=512):
 
 class OnDevice:
     "A data set on a device, and loaders of it"
-    def __init__(self, path, device, n=None, part='test'):
+    def __init__(self, path, device, n=None, part='test', classes=None):
         x,y,y_test = arrays(path)
+        if classes: x,y,y_test = some_classes(x, y, y_test, classes)
         train,_ = splits_of(y, y_test, n, part)
         self.device,self.n,self.ys = torch.device(device),n,(y,y_test)
         self.x = torch.as_tensor(x).to(self.device).permute(0,3,1,2).contiguous()

@@ -10,8 +10,8 @@ from IPython.display import Markdown
 
 results = Path(__file__).parent/'results'
 
-KEY = 'data part train epochs bs lr wd arch size flip opt smoothing device bf16 call seed'.split()
-BEFORE = dict(opt='adam', smoothing=0., device=None, bf16=False, card='CPU')    # of lines that do not say it
+KEY = 'data part train epochs bs lr wd arch size flip opt smoothing device bf16 classes body call seed'.split()
+BEFORE = dict(opt='adam', smoothing=0., device=None, bf16=False, classes=None, body=None, card='CPU')    # of lines that do not say it
 
 NAMES = dict(fit_long='fit_long', timm="timm's recipe", torchvision="torchvision's mix", fastai_cutmix="fastai's CutMix", fastai_mixup="fastai's MixUp",
              none='no mixing', **{'fastai_mixup_wd.3':"fastai's MixUp, wd .3", 'none_wd.3':'no mixing, wd .3',

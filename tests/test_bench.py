@@ -185,6 +185,27 @@ def test_a_run_on_a_device(tmp_path):
     code,text = run(*args, 'fastai_cutmix', '--until', 1e-3)
     assert code==0 and '1 runs are there, 1 to do' in text and 'would not end within' in text and len(out.read_text().splitlines())==1, text
 
+def test_a_body_is_tuned(npz, tmp_path):
+    "Trained on some classes, all but the last layer is kept; on the others a run begins with it, in two groups of parameters"
+    d = np.load(npz)
+    x,y,y_test = pictures.some_classes(np.concatenate([d['x_train'],d['x_test']])[...,None], d['y_train'], d['y_test'], '5:10')
+    assert set(y)==set(y_test)==set(range(5)) and len(x)==len(y)+len(y_test) and np.array_equal(x[len(y):,:,:,0], d['x_test'][d['y_test']>=5])
+    body,out = tmp_path/'body.pth',tmp_path/'o.jsonl'
+    args = [npz, '--device', 'cpu', '--epochs', 1, '--seeds', 0, '--bs', 10, '--workers', 1, '--part', 'test', '--no-flip', '--size', 8, '--out', out]
+    code,text = run(*args, '--classes', '0:5', '--recipes', 'none', '--save-body', body)
+    assert code==0 and body.exists(), text
+    code,text = run(*args, '--classes', '5:10', '--train', 50, '--body', body, '--recipes', 'tuned=fine_tune(n, lr)')
+    line = json.loads(out.read_text().splitlines()[-1])
+    assert code==0 and (line['classes'],line['body'],line['recipe'])==('5:10',str(body),'tuned') and 'save_body' not in line, text
+    job = {**report.BEFORE, 'arch':'small_resnet', 'size':8, 'body':body}
+    learn = bench.learner(job, pictures.OnDevice(npz, 'cpu', 50, 'test', '5:10').dls('test', 10, 8, False))
+    learn.create_opt()
+    kept = torch.load(body, weights_only=True)
+    assert len(learn.opt.param_lists)==2 and all(torch.equal(v, kept[k]) for k,v in learn.model[:-1].state_dict().items())
+    for bad,why in ((['--body', tmp_path/'none.pth'], 'no such file'), (['--seeds', 0, 1, '--save-body', body], 'one seed'), (['--classes', 'a'], "'a'")):
+        code,text = run(*args, '--recipes', 'none', *bad)
+        assert code==2 and why in text, text
+
 def test_scaled_network():
     "At one it is the small network, at two it has about four times its parameters"
     size = lambda m: [tuple(o.shape) for o in m.parameters()]
@@ -244,7 +265,7 @@ def test_ahead():
 def test_baselines(npz, name):
     "A batch has mixed and smoothed targets with one weight, the loss is the learner's own again afterwards, and the network learns"
     pytest.importorskip('timm')
-    learn = bench.learner(dict(arch='small_resnet', size=8, device=None, opt='adam', smoothing=0., bf16=False), bench.npz_dls(npz, 200, 'test', 20, False))
+    learn = bench.learner(dict(arch='small_resnet', size=8, device=None, opt='adam', smoothing=0., bf16=False, body=None), bench.npz_dls(npz, 200, 'test', 20, False))
     own,seen,lrs = learn.loss_func,[],[]
     class Look(bench.Callback):
         order = 95

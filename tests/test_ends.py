@@ -78,8 +78,8 @@ def differs(ev, ex, position):
 
 def cross(*values, differs):
     "All combinations; those that are no case of their own are for `-m full`"
-    for o in itertools.product(*values):
-        yield pytest.param(*o, marks=() if differs(*o) else pytest.mark.full, id='-'.join(getattr(x, '__name__', x) for x in o))
+    def case(*o): return pytest.param(*o, marks=() if differs(*o) else pytest.mark.full, id='-'.join(getattr(x, '__name__', x) for x in o))
+    return [case(*o) for o in itertools.product(*values)]
 
 @pytest.mark.filterwarnings('ignore')
 @pytest.mark.parametrize('ev,ex,position', cross([e for e in _events if e!='after_create'], exceptions, ['before','after'], differs=differs))
