@@ -84,6 +84,6 @@ def nested_tensors(
     o:object, # A tensor, or tuples, lists and dicts of tensors
 )->list[Tensor]: # The tensors, in order
     "All the tensors in tuples, lists and dicts"
-    res = []
-    map_tensors(res.append, o)
-    return res
+    if isinstance(o, Tensor): return [o]
+    values = o.values() if isinstance(o, dict) else o if isinstance(o, (tuple,list)) else ()
+    return [t for v in values for t in nested_tensors(v)]

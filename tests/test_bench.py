@@ -239,10 +239,13 @@ def test_rounds_take_turns():
     assert all(len(v)==8 for v in times.values()) and step.ratios(times, ('b','none'), ('a','none'))[0]>2
 
 def test_step_in_a_process():
-    "This checkout against itself: a row for each mix here, there, and one beside the other; an end of the process is an error"
+    "This checkout against itself: a row for each mix here, there, and one beside the other"
     rows = step.measure(root, ['none','MixUp'], n=3, size=32, bs=2, steps=1)
     assert [o['case'] for o in rows]==['MixUp (here)','MixUp (there)','none, here and there','MixUp, here and there']
     assert all(.1 < o['ratio_lo'] <= o['ratio'] <= o['ratio_hi'] < 10 and o['rounds']==3 for o in rows)
+
+@pytest.mark.full
+def test_a_process_that_ends():
     with pytest.raises((RuntimeError,BrokenPipeError)): step.measure(None, ['none','NoMix'], n=1, size=32, bs=2, steps=1)
 
 def test_speed_counts():

@@ -65,6 +65,7 @@ def test_other_number(folder):
     assert 'processes: 1 here, 2 in the checkpoint' in refused and "resume='weights'" in refused
     assert 'starts a new cycle of 4 epochs from the weights in epoch_0002_batch_000001.pth (after 2 epochs and 1 batches)' in (folder/'log_of_two_0.txt').read_text()
 
+@pytest.mark.full
 def test_three(tmp_path, launch):
     "The sums of three numbers have an order, which is the same in the first step of a continued run and in the later ones"
     assert launch(3, tmp_path, 'undisturbed')==[0]*3 and launch(3, tmp_path, 'killed')==[-signal.SIGKILL]*3 and launch(3, tmp_path, 'continued')==[0]*3

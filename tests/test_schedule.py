@@ -109,6 +109,7 @@ class Look(Callback):
         cb = getattr(self.learn, self.which)
         self.seen.append((self.epoch, self.iter, (cb.batch.prob, cb.batch.strength), cb.plan))
 
+@pytest.mark.every(2)
 @any_schedule
 def test_in_a_fit(dls, s):
     "In each step chance and strength are what the schedule says for it"
@@ -141,6 +142,7 @@ def test_each_its_own(dls):
     first,second = np.array(learn.recorder.hps['mix_prob']).reshape(2,-1)
     assert set(second)=={0.,1.} and (first<1).any() and (first==1).any()
 
+@pytest.mark.every(5)
 @pytest.mark.parametrize('make', [MixUp, CutMix, partial(CutMix, minmax=(.3,.7)), CutMixUp], ids=lambda o: getattr(o, '__name__', 'minmax'))
 @pytest.mark.parametrize('mode', MODES)
 def test_how_much_is_mixed(make, mode):

@@ -82,9 +82,10 @@ class Looks(Callback):
     def before_batch(self):
         if self.training: self.learn.show_mix(b=(*self.xb,*self.yb), seed=self.iter)
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize('make', [fm.MixUp, fm.CutMix, lambda: fm.CutMixUp(prob=.5), lambda: [fm.MixUp(), fm.ResizeMix()], fm.RecursiveMix, fm.FMix])
 def test_a_look_at_a_running_fit(make):
-    "A preview between two batches takes nothing of what is drawn ahead for the run"
+    "A preview between two batches takes none of the run's random numbers"
     def run(look):
         learn,_ = learner('pictures, a label', make())
         learn.fit(3, cbs=Looks() if look else None)
