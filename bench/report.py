@@ -109,7 +109,7 @@ def lengths(t, recipes):
     def cell(r, n):
         o = t[(t.recipe==r)&(t.epochs==n)]
         return '–' if o.empty else f'{pm(o.accuracy.item(), o.accuracy_se.item())} ({o.seeds.item()})'
-    return Markdown(markdown(['accuracy, % (seeds)', *(f'{n} epochs' for n in ns)], [(NAMES[r], *(cell(r, n) for n in ns)) for r in recipes]))
+    return Markdown(markdown(['accuracy, % (seeds)', *(f'{n} epochs' for n in ns)], [(NAMES.get(r, r), *(cell(r, n) for n in ns)) for r in recipes]))
 
 # --- plots
 

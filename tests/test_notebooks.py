@@ -1,20 +1,22 @@
-"""Every notebook runs, each in a process of its own, and leaves nothing behind. By default in short: experiments with one or two epochs, and without the
-cells marked `slow`, which say what comes of the whole. `-m full` runs all of it, as Jupyter does."""
+"""Every notebook runs, each in a process of its own, and leaves nothing behind. By default in short: experiments with one or two epochs (nbdev sets `IN_TEST`),
+no picture drawn, and without the cells marked `slow`, which say what comes of the whole. `-m full` runs all of it, as Jupyter does."""
 import json,re
 import pytest
 from house import directives, load, name, nbs, notebooks, python, root, text
 
 run = """
-import os,signal,sys
+import functools,signal,sys
 from importlib.util import find_spec
+import nbdev.test
 from nbdev.config import get_config
-from nbdev.test import test_nb
 skip = set((get_config().tst_flags or '').split())
-if sys.argv[2]=='short': os.environ['IN_TEST'] = '1'
-else: skip -= {'slow'}
+if sys.argv[2]=='short': nbdev.test.CaptureShell = functools.partial(nbdev.test.CaptureShell, mpl_format=None)   # pictures are made, and not drawn
+else:
+    skip -= {'slow'}
+    nbdev.test.in_notebook = lambda: True                     # else it sets IN_TEST
 if all(map(find_spec, ('lightning','transformers'))): skip -= {'loops'}
 if hasattr(signal, 'alarm'): signal.alarm(900)
-sys.exit(0 if test_nb(sys.argv[1], skip_flags=skip, cell_timeout=300)[0] else 1)
+sys.exit(0 if nbdev.test.test_nb(sys.argv[1], skip_flags=skip, cell_timeout=300)[0] else 1)
 """
 
 @pytest.fixture(scope='module')
