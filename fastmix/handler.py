@@ -204,8 +204,9 @@ def before_batch(self:MixHandler):
     "Draw a plan, blend the inputs and set `learn.yb` to the mixed targets"
     learn = self.learn
     if self.batch is not None and self.batch.inputs is learn.xb: return         # the same object twice among the callbacks
-    self.batch = None
-    if not _is_active(self): return
+    if not _is_active(self):
+        self.batch = None
+        return
     self._know_loss()
     n,size,device = self._shape_of(learn.xb, learn.yb)
     prob,strength = self._factors_now()
