@@ -239,6 +239,12 @@ def test_rounds_take_turns():
     assert all(len(v)==8 for v in times.values()) and step.ratios(times, ('b','none'), ('a','none'))[0]>2
 
 def test_step_in_a_process():
+    "A row for each mix, beside plain training"
+    row, = step.measure(None, ['none','MixUp'], n=3, size=32, bs=2, steps=1)
+    assert row['case']=='MixUp' and .1 < row['ratio_lo'] <= row['ratio'] <= row['ratio_hi'] < 10 and row['rounds']==3
+
+@pytest.mark.full
+def test_step_in_two_processes():
     "This checkout against itself: a row for each mix here, there, and one beside the other"
     rows = step.measure(root, ['none','MixUp'], n=3, size=32, bs=2, steps=1)
     assert [o['case'] for o in rows]==['MixUp (here)','MixUp (there)','none, here and there','MixUp, here and there']

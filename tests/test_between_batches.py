@@ -239,6 +239,7 @@ class InValidation(Callback):
         else: self.learn.resume._limit.ends_at = 0.
     def after_validate(self): self.learn.model.load_state_dict(self.was)
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize('recipe,make,kw', [('recursive',learner,{}), ('ema',learner,{}), ('long',learner,{}), ('early',learner,{}), ('one_cycle',learner,dict(workers=2)),
                                             ('accumulate',train_metrics,{})])
 def test_asked_to_end_in_validation(tmp_path, recipe, make, kw):

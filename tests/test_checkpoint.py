@@ -367,6 +367,7 @@ wrong = dict(empty=lambda s: s.clear(), no_own=lambda s: s.pop('own'), own=set_i
     function=set_in(*own,'callbacks','Noise', value={'rng':{'fastmix':'os.system','data':'touch evil'}}), bit_generator=set_in(*own,'callbacks','Noise', value={'rng':{'fastmix':'state','of':'Generator','data':{'bit_generator':'seed'}}}),
     rows=set_in('rows', value=[3]), offsets=set_in('offsets', value={'history.csv':'x'}), loaders=set_in(*own,'loaders', value=[{}]), grads=set_in(*own,'grads', value=['a']), progress=set_in(*own,'progress', value=3),
     generators=set_in(*own,'generators', value={'loader 0.rng':3}))
+@pytest.mark.every(2)
 @pytest.mark.parametrize('what', wrong)
 def test_right_checksum_wrong_content(tmp_path, what, monkeypatch):
     "Refused in one line, and no code of the file runs"

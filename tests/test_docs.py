@@ -9,12 +9,14 @@ pypandoc = pytest.importorskip('pypandoc', reason='pandoc comes with pypandoc_bi
 pandoc = pypandoc.get_pandoc_path()
 
 build = """
+import gc
 from nbdev.doclinks import nbdev_export
 from nbdev.quarto import nbdev_sidebar, refresh_quarto_yml
 from nbdev.serve import proc_nbs
 if __name__=='__main__':
     nbdev_export(); refresh_quarto_yml(); nbdev_sidebar()
     proc_nbs(force=True, n_workers=0)
+    gc.freeze()   # each page's shell collects garbage when the process ends: half a minute
 """
 
 def build_site(tmp):

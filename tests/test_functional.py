@@ -450,6 +450,7 @@ def mixed_by_object(model, x, y):
     assert t.max() <= .9+.01+1e-6 and (t.min()-.01).abs()<1e-6            # smoothed, and once
     return F.cross_entropy(model(x), t)
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize('loss_of', [losses_interpolated, targets_interpolated, mixed_by_object])
 def test_loops_train(loss_of):
     acc,lrs,losses = loop(loss_of)

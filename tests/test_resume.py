@@ -294,6 +294,7 @@ moments = dict(
     run_is_over=lambda: before(Recorder, 'after_fit', lambda self: True) if hasattr(Recorder, 'after_fit') else before(SaveModelCallback, 'after_fit'))
 
 @linux
+@pytest.mark.every(3)
 @pytest.mark.parametrize('moment', moments)
 def test_killed_while_saving(tmp_path, moment):
     "SIGKILL at each step of writing a checkpoint, and again when the run is continued"

@@ -352,8 +352,8 @@ def test_order_of_files(folder, monkeypatch):
 
 # --- output for people
 
-def test_a_log(folder, here):
-    "A line an epoch, no bars, nothing on stderr; with names that are not UTF-8, hold formulas and line breaks, to an ASCII terminal"
+def test_a_log(folder, here, run):
+    "A line an epoch, no bars, nothing on stderr; with names that are not UTF-8, hold formulas and line breaks, to an ASCII terminal. No fork, and trained as one"
     d = here/os.fsdecode(b'pics-\xff')
     shutil.copytree(folder, d)
     for side in ('train','val'):
@@ -364,8 +364,8 @@ def test_a_log(folder, here):
     assert [l.partition(':')[0] for l in lines[1:3]]==['epoch 1/2','epoch 2/2'] and 'valid_loss' in lines[1] and 'ema_accuracy' in lines[1]
     assert len(lines)==5 and '\r' not in p.stdout.decode() and lines[-1].startswith('written to runs/pics-')
     assert files(here/'runs'/d.name)==FILES
-    p = subprocess.run(cli(d, '--epochs', 2, '--size', 16, '--bs', 16, '--arch', 'nothing'), cwd=here, capture_output=True, text=True)   # torch's triton tells of leaks where a fork ends
-    assert p.returncode==2 and len(p.stderr.splitlines())==1
+    assert run(d, '--epochs', 2, '--ema', .5, *small_args, '--out', 'fork', cwd=here).returncode==0
+    same_run(here/'runs'/d.name, here/'fork')
 
 def test_a_terminal(here):
     "Bars, where somebody is looking; on the digits"
@@ -389,7 +389,8 @@ def test_list_archs(capsys):
 def test_a_batch_larger_than_the_data(folder, here):
     with pytest.raises(BadArgument, match='--bs 500'): train_cli(folder, bs=500, workers=0)
 
-@pytest.mark.parametrize('args,says', [(['nowhere'], 'fastmix-train: nowhere: no such folder'), (['--mixup','-1'], 'fastmix-train: --mixup -1.0: must be'), (['--epochs','many'], 'invalid int value')])
+@pytest.mark.parametrize('args,says', [(['nowhere'], 'fastmix-train: nowhere: no such folder'), (['--mixup','-1'], 'fastmix-train: --mixup -1.0: must be'), (['--epochs','many'], 'invalid int value'),
+                                       (['--arch','nothing'], 'fastmix-train: --arch nothing: not known')])
 def test_one_line_and_exit_code_2(here, run, args, says):
     p = run(*args, cwd=here)
     assert p.returncode==2 and says in p.stderr and 'Traceback' not in p.stderr+p.stdout
@@ -414,10 +415,10 @@ def wait_for(d, rows, p):
 
 def test_kill_and_signals(folder, here, start, run):
     """A run that is killed, told to terminate and interrupted, and continued each time by the same command, ends as an undisturbed one: weights byte by
-    byte, history but for times; the undisturbed one is no fork"""
+    byte, history but for times"""
     args = [folder, *small_args, '--lr', .01, '--ema', .9, '--epochs', 9]
-    p = started('-m', 'fastmix.train', *args, '--out', 'a', cwd=here); said = p.communicate()[0]
-    assert p.returncode==0, said[-3000:]
+    q = run(*args, '--out', 'a', cwd=here)
+    assert q.returncode==0, q.stderr[-3000:]
     p = start(*args, '--out', 'b', cwd=here); wait_for(here/'b', 1, p); p.kill(); p.wait()
     assert not (here/'b'/'model.pkl').exists()
     p = start(*args, '--out', 'b', cwd=here); wait_for(here/'b', 3, p); p.send_signal(signal.SIGTERM)
@@ -447,22 +448,30 @@ def test_a_signal_to_all_processes(folder, here, start):
     assert len(history(here/'out'))==said.count('epoch ') and any((here/'out'/'checkpoints'/'run').glob('*.pth'))
 
 def test_two_processes(folder, here, start_any):
-    """Several processes, unchanged: one folder, written once; killed and continued it ends the same. On CPUs accelerate starts several by MPI only, so
-    torch's own launcher does; the run that is killed has the same variables, and forks for processes"""
+    "Several processes, unchanged: one folder, written once; killed and continued it ends the same. They have the variables that a launcher sets, and are forks"
     pytest.importorskip('accelerate', reason='an extra: pip install fastmix[distributed]')
     from fastmix.checkpoint.files import read_checkpoint
     def args(out): return ['-m', 'fastmix.train', str(folder), *map(str, small_args), '--lr', '.01', '--epochs', '4', '--out', out]
-    p = started('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', 2, *args('a'), cwd=here); said = p.communicate()[0]
-    assert p.returncode==0, said[-3000:]
-    assert files(here/'a')==FILES and said.count('written to')==1 and list(history(here/'a').epoch)==[0,1,2,3]
+    def launch(out): return [start_any(*args(out), cwd=here, env=o) for o in rank_variables(2)]
+    def end_well(ps):
+        said = [p.communicate()[0] for p in ps]
+        assert not any(p.returncode for p in ps) and [o.count('written to') for o in said]==[1,0], said
+    end_well(launch('a'))
+    assert files(here/'a')==FILES and list(history(here/'a').epoch)==[0,1,2,3]
     assert read_checkpoint(sorted((here/'a'/'checkpoints'/'run').glob('*.pth'))[-1])['run']['processes']==2
-    def launch(): return [start_any(*args('b'), cwd=here, env=o) for o in rank_variables(2)]
-    ps = launch(); wait_for(here/'b', 1, ps[0])
+    ps = launch('b'); wait_for(here/'b', 1, ps[0])
     for p in ps: p.kill()
     for p in ps: assert p.wait()==-signal.SIGKILL
-    ps = launch(); said = [p.communicate()[0] for p in ps]
-    assert not any(p.returncode for p in ps) and 'written to' in said[0] and said[1].count('written to')==0, said
+    end_well(launch('b'))
     same_run(here/'a', here/'b')
+
+@pytest.mark.full
+def test_torchrun(folder, here):
+    "On CPUs accelerate starts several processes by MPI only, so torch's own launcher does"
+    pytest.importorskip('accelerate', reason='an extra: pip install fastmix[distributed]')
+    p = started('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', 2, '-m', 'fastmix.train', folder, *small_args, '--epochs', 1, '--out', 'a', cwd=here)
+    said = p.communicate()[0]
+    assert p.returncode==0 and said.count('written to')==1 and files(here/'a')==FILES, said[-3000:]
 
 def test_minutes(folder, here, unpainted, capsys):
     "`--max-minutes` ends in the middle of an epoch, as often as it takes, with nothing but the checkpoint; the end is the same, and both options may change on the way"
