@@ -41,12 +41,14 @@ def test_notebook(nb, how, runner):
     left = files(nb.parent)-before
     assert not left, f"{nb.relative_to(root)} leaves {sorted(o.name for o in left)} behind: write to a temporary folder"
 
-def test_first_example(fork, tmp_path):
-    "The first lines of the README run as they stand; here for two epochs"
+@pytest.mark.parametrize('n_epoch', [2, pytest.param(80, marks=pytest.mark.full)])
+def test_first_example(fork, tmp_path, n_epoch):
+    "The first lines of the README run as they stand, which takes two minutes; by default for two epochs"
     imports,learn = re.findall(r'```python\n(.*?)```', (root/'README.md').read_text(encoding='utf-8'), flags=re.S)[:2]
     assert 'fit_long(80,' in learn
-    p = fork('-c', imports+learn.replace('(80,', '(2,'), cwd=tmp_path)
-    assert p.communicate()[0].count('0.')>5 and p.returncode==0 and list(tmp_path.rglob('run1/*.pth'))
+    p = fork('-c', imports+learn.replace('(80,', f'({n_epoch},')+'print("accuracy", learn.final_record[2])', cwd=tmp_path)
+    accuracy = float(p.communicate()[0].rpartition('accuracy ')[2])
+    assert p.returncode==0 and list(tmp_path.rglob('run1/*.pth')) and accuracy>(.97 if n_epoch==80 else 0)
 
 def test_plain_loops_without_fastai():
     "Two pages say that there is no fastai in them"
