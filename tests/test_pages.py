@@ -1,7 +1,7 @@
 """The pages that teach: furniture on each tutorial, pictures that are described, code that fits the page, links that lead where they say."""
-import json,re
+import itertools,json,re
 import pytest
-from house import directives, load, name, nbs, notebooks, package, root, text
+from house import directives, exports, load, modules, name, nbs, notebooks, package, root, text
 
 tutorials = [o for o in notebooks() if o.parent.name=='tutorials']
 cards = [o for o in notebooks() if o.parent.name=='cards']
@@ -147,3 +147,11 @@ def test_points_in_the_notebook():
     nb = next(o for o in tutorials if 'why_80' in o.name)
     source = next(text(c['source']) for c in cells(nb, 'code') if 'points = json' in text(c['source']))
     assert json.loads(source.split('"""')[1])==m.points()
+
+@pytest.mark.parametrize('m', modules())
+def test_an_example_comes_first(m):
+    "Before a page defines anything it shows how that is used: indented or fenced lines, or a cell that is shown"
+    def defines(c): return exports(c) and not {'hide','exporti'} & set(directives(c)) and re.search(r'^(def|class|async def|[A-Za-z_]\w* *=)', text(c['source']), flags=re.M)
+    before = list(itertools.takewhile(lambda c: not defines(c), load(modules()[m])['cells']))
+    prose = any(re.search(r'^(    \S|```)', text(c['source']), flags=re.M) for c in before if c['cell_type']=='markdown')
+    assert prose or any(c['cell_type']=='code' and shown(c) and not exports(c) and 'default_exp' not in directives(c) for c in before), f'{m}: no example at the top'
