@@ -47,16 +47,18 @@ def test_first_example(fork, tmp_path, n_epoch):
     imports,learn = re.findall(r'```python\n(.*?)```', (root/'README.md').read_text(encoding='utf-8'), flags=re.S)[:2]
     assert 'fit_long(80,' in learn
     p = fork('-c', imports+learn.replace('(80,', f'({n_epoch},')+'print("accuracy", learn.final_record[2])', cwd=tmp_path)
-    accuracy = float(p.communicate()[0].rpartition('accuracy ')[2])
-    assert p.returncode==0 and list(tmp_path.rglob('run1/*.pth')) and accuracy>(.97 if n_epoch==80 else 0)
+    said = p.communicate()[0]
+    assert said.count('0.')>5 and p.returncode==0 and list(tmp_path.rglob('run1/*.pth')), said[-3000:]
+    if n_epoch==80: assert float(said.rpartition('accuracy ')[2])>.97
 
 def test_plain_loops_without_fastai():
     "Two pages say that there is no fastai in them"
     imports = []
     for nb in ('04_plain_pytorch','11_your_own_loop'):
         cells = [text(c['source']) for c in load(nbs/f'tutorials/{nb}.ipynb')['cells'] if c['cell_type']=='code' and not {'loops','eval'} & set(directives(c))]
-        imports += [l for c in cells for l in c.splitlines() if l.startswith(('import ','from '))]
-    assert len(imports)>10
+        found = [l for c in cells for l in c.splitlines() if l.startswith(('import ','from '))]
+        assert len(found)>5
+        imports += found
     p = python('\n'.join([*imports, 'import sys', 'print("fastai" in sys.modules)']))
     assert p.stdout=='False\n', p.stderr
 
